@@ -1,0 +1,74 @@
+"""Tokenised examples on the host, as every room below the data room sees them (numpy only)."""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Ragged:
+    """Token sequences of unequal lengths in one flat array: sequence i is `tokens[starts[i]:starts[i + 1]]`."""
+
+    tokens: np.ndarray  # int32[sum of lengths]
+    starts: np.ndarray  # int64[N + 1]
+
+    @classmethod
+    def of(cls, sequences: Sequence[Sequence[int] | np.ndarray]) -> "Ragged":
+        lengths = np.fromiter((len(s) for s in sequences), np.int64, len(sequences))
+        starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        tokens = (
+            np.concatenate([np.asarray(s, np.int32) for s in sequences]) if len(sequences) else np.zeros(0, np.int32)
+        )
+        return cls(tokens.astype(np.int32), starts)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    def __getitem__(self, i: int) -> np.ndarray:
+        return self.tokens[self.starts[i] : self.starts[i + 1]]
+
+    @property
+    def lengths(self) -> np.ndarray:
+        return np.diff(self.starts)
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """One split of one task: `inputs[i]` and `targets[i]` end in EOS unless they were cut at the length limit."""
+
+    task: str
+    split: str
+    inputs: Ragged
+    targets: Ragged
+    texts: Sequence[Mapping[str, Any]]  # what was tokenised, and what the metric needs besides
+    truncated: int = 0  # how many inputs were cut
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+
+class Task(Protocol):
+    """What training and evaluation ask of a task, whoever defines it."""
+
+    name: str
+    labels: tuple[str, ...]  # the answers to rank, in label order; empty where the answer is free text
+    splits: tuple[str, ...]
+
+    def load(self, split: str) -> Examples:
+        """All examples of a split, in the split's own order."""
+        ...
+
+    def score(self, examples: Examples, predictions: Sequence[str]) -> dict[str, float]:
+        """The task's metrics, in percent, of one predicted text for every example."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Mixture:
+    """Tasks and the rates they are drawn at; a single task is a mixture of one."""
+
+    name: str
+    tasks: tuple[Task, ...]
+    rates: tuple[float, ...]  # sum to 1; a task that is only evaluated has rate 0

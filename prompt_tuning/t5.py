@@ -1,0 +1,323 @@
+"""T5: an encoder and a decoder that take embeddings, so that a prompt needs no subclass (Raffel et al. 2020; T5 1.1)."""
+
+import dataclasses
+from typing import Any
+
+import gin
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from flax.linen import partitioning
+from jaxtyping import Array, Bool, Float, Int
+
+from prompt_tuning.layers import Attention, Dense, Dropout, FeedForward, RelativeBias, RMSNorm, Stream
+
+Cache = dict[str, Any]  # one dict(keys, values) a layer, each [B L H A], and the index of the next position
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class T5Config:
+    """Sizes and variant of a T5; the defaults are T5 1.1 small."""
+
+    vocab_size: int = 32128
+    emb_dim: int = 512
+    num_heads: int = 6
+    head_dim: int = 64
+    mlp_dim: int = 1024
+    num_encoder_layers: int = 8
+    num_decoder_layers: int = 8
+    mlp_activations: tuple[str, ...] = ("gelu", "linear")  # T5 1.0: ("relu",)
+    logits_via_embedding: bool = False  # T5 1.0 ties the output to the embedding table
+    dtype: Any = jnp.float32  # of activations
+
+
+def _norm(config: T5Config) -> RMSNorm:
+    return RMSNorm(config.dtype)
+
+
+def _attention(config: T5Config) -> Attention:
+    return Attention(config.num_heads, config.head_dim, config.emb_dim, config.dtype)
+
+
+def _feed_forward(config: T5Config) -> FeedForward:
+    return FeedForward(config.mlp_dim, config.emb_dim, tuple(config.mlp_activations), config.dtype)
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention and feed-forward, each normed before and added after."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        self.pre_attention_layer_norm = _norm(self.config)
+        self.attention = _attention(self.config)
+        self.pre_mlp_layer_norm = _norm(self.config)
+        self.mlp = _feed_forward(self.config)
+
+    def __call__(
+        self,
+        x: Float[Array, "R S D"],
+        stream: Stream,
+        mask: Bool[Array, "R 1 S S"],
+        bias: Float[Array, "1 H S S"],
+        dropout: Dropout | None,
+    ) -> Float[Array, "R S D"]:
+        y = self.pre_attention_layer_norm(x)
+        keep = dropout and dropout.weights(stream, self.config.num_heads, (*self.path, "attention"))
+        y = self.attention(y, *self.attention.project(y), mask, bias, keep)
+        x = x + (dropout.features(y, stream, (*self.path, "attention_out")) if dropout else y)
+        y = self.mlp(self.pre_mlp_layer_norm(x), stream, dropout)
+        return x + (dropout.features(y, stream, (*self.path, "mlp_out")) if dropout else y)
+
+
+class Encoder(nn.Module):
+    """Bidirectional over each example of a row; positions are offsets, so packing does not change them."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        self.relpos_bias = RelativeBias(self.config.num_heads, bidirectional=True)
+        self.layers = [EncoderLayer(self.config, name=f"layers_{i}") for i in range(self.config.num_encoder_layers)]
+        self.encoder_norm = _norm(self.config)
+
+    def __call__(
+        self, embedded: Float[Array, "R S D"], stream: Stream, dropout: Dropout | None = None
+    ) -> Float[Array, "R S D"]:
+        x = embedded.astype(self.config.dtype)
+        x = dropout.features(x, stream, (*self.path, "embedded")) if dropout else x
+        x = partitioning.with_sharding_constraint(x, ("batch", "length", "embed"))
+        mask = same_segment(stream.segments, stream.segments)
+        bias = self.relpos_bias(x.shape[1])
+        for layer in self.layers:
+            x = layer(x, stream, mask, bias, dropout)
+        x = self.encoder_norm(x)
+        return dropout.features(x, stream, (*self.path, "encoded")) if dropout else x
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, attention to the encoder, feed-forward."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        self.pre_self_attention_layer_norm = _norm(self.config)
+        self.self_attention = _attention(self.config)
+        self.pre_cross_attention_layer_norm = _norm(self.config)
+        self.encoder_decoder_attention = _attention(self.config)
+        self.pre_mlp_layer_norm = _norm(self.config)
+        self.mlp = _feed_forward(self.config)
+
+    def project(self, encoded: Float[Array, "R S D"]) -> tuple[Array, Array]:
+        """Keys and values of the encoder's output, the same at every decoding step."""
+        return self.encoder_decoder_attention.project(encoded)
+
+    def __call__(
+        self,
+        x: Float[Array, "R L D"],
+        stream: Stream,
+        mask: Bool[Array, "R 1 L L"],
+        bias: Float[Array, "1 H L L"],
+        cross: tuple[Array, Array],
+        cross_mask: Bool[Array, "R 1 L S"],
+        dropout: Dropout | None = None,
+        source: Stream | None = None,
+    ) -> Float[Array, "R L D"]:
+        y = self.pre_self_attention_layer_norm(x)
+        keep = dropout and dropout.weights(stream, self.config.num_heads, (*self.path, "self_attention"))
+        y = self.self_attention(y, *self.self_attention.project(y), mask, bias, keep)
+        x = x + (dropout.features(y, stream, (*self.path, "self_attention_out")) if dropout else y)
+        y = self.pre_cross_attention_layer_norm(x)
+        keep = dropout and dropout.weights(source, self.config.num_heads, (*self.path, "encoder_decoder_attention"))
+        y = self.encoder_decoder_attention(y, *cross, cross_mask, keep=keep)
+        x = x + (dropout.features(y, stream, (*self.path, "encoder_decoder_attention_out")) if dropout else y)
+        y = self.mlp(self.pre_mlp_layer_norm(x), stream, dropout)
+        return x + (dropout.features(y, stream, (*self.path, "mlp_out")) if dropout else y)
+
+    def step(
+        self,
+        x: Float[Array, "B 1 D"],
+        cached: dict[str, Array],
+        index: Int[Array, ""],
+        mask: Bool[Array, "1 1 1 L"],
+        bias: Float[Array, "1 H 1 L"],
+        cross: tuple[Array, Array],
+        cross_mask: Bool[Array, "X 1 1 S"],
+    ) -> tuple[Float[Array, "B 1 D"], dict[str, Array]]:
+        """One position more; `cross` may be shared by B / X hypotheses of each of X examples."""
+        y = self.pre_self_attention_layer_norm(x)
+        new = dict(zip(("keys", "values"), self.self_attention.project(y), strict=True))
+        put = lambda old, one: jax.lax.dynamic_update_slice_in_dim(old, one.astype(old.dtype), index, axis=1)
+        cached = {name: put(cached[name], new[name]) for name in new}
+        x = x + self.self_attention(y, cached["keys"], cached["values"], mask, bias)
+        y = self.pre_cross_attention_layer_norm(x)
+        hypotheses = y.reshape(cross[0].shape[0], -1, y.shape[-1])
+        y = self.encoder_decoder_attention(hypotheses, *cross, cross_mask).reshape(y.shape)
+        x = x + y
+        return x + self.mlp(self.pre_mlp_layer_norm(x), None, None), cached
+
+
+class Decoder(nn.Module):
+    """Left to right over each target of a row, looking at the encoder's output of its own example only."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        self.relpos_bias = RelativeBias(self.config.num_heads, bidirectional=False)
+        self.layers = [DecoderLayer(self.config, name=f"layers_{i}") for i in range(self.config.num_decoder_layers)]
+        self.decoder_norm = _norm(self.config)
+        if not self.config.logits_via_embedding:
+            self.logits_dense = Dense(self.config.vocab_size, ("embed", "vocab"), 1.0, jnp.float32)
+
+    def __call__(
+        self,
+        embedded: Float[Array, "R L D"],
+        stream: Stream,
+        examples: Int[Array, "R L"],
+        encoded: Float[Array, "R S D"],
+        source: Stream,
+        dropout: Dropout | None = None,
+    ) -> Float[Array, "R L D"]:
+        """Hidden states of packed targets.
+
+        `stream` tells the targets apart (several of one example when labels are ranked), `examples` is the segment of
+        `source` that each target position looks at.
+        """
+        x = embedded.astype(self.config.dtype)
+        x = dropout.features(x, stream, (*self.path, "embedded")) if dropout else x
+        length = x.shape[1]
+        causal = jnp.tril(jnp.ones((1, 1, length, length), bool))
+        mask = same_segment(stream.segments, stream.segments) & causal
+        cross_mask = same_segment(examples, source.segments)
+        bias = self.relpos_bias(length)
+        for layer in self.layers:
+            x = layer(x, stream, mask, bias, layer.project(encoded), cross_mask, dropout, source)
+        x = self.decoder_norm(x)
+        return dropout.features(x, stream, (*self.path, "decoded")) if dropout else x
+
+    def project(self, encoded: Float[Array, "X S D"]) -> list[tuple[Array, Array]]:
+        """Every layer's keys and values of the encoder's output, for `step`."""
+        return [layer.project(encoded) for layer in self.layers]
+
+    def step(
+        self, embedded: Float[Array, "B 1 D"], cache: Cache, cross: list[tuple[Array, Array]], seen: Bool[Array, "X S"]
+    ) -> tuple[Float[Array, "B 1 D"], Cache]:
+        """Hidden state of the next position of B = X * hypotheses targets, and the cache with that position added."""
+        x, index = embedded.astype(self.config.dtype), cache["index"]
+        length = cache["layers"][0]["keys"].shape[1]
+        mask = (jnp.arange(length) <= index)[None, None, None, :]
+        bias = self.relpos_bias(length, position=index)
+        layers = []
+        for layer, cached, keys_values in zip(self.layers, cache["layers"], cross, strict=True):
+            x, cached = layer.step(x, cached, index, mask, bias, keys_values, seen[:, None, None, :])
+            layers.append(cached)
+        return self.decoder_norm(x), {"layers": layers, "index": index + 1}
+
+    def logits(self, x: Float[Array, "... D"], table: Float[Array, "V D"]) -> Float[Array, "... V"]:
+        """Float32 logits; T5 1.0 uses the embedding table and rescales."""
+        if not self.config.logits_via_embedding:
+            return self.logits_dense(x)
+        return jnp.dot(x.astype(jnp.float32), table.astype(jnp.float32).T) / jnp.sqrt(jnp.float32(x.shape[-1]))
+
+
+class Embedding(nn.Module):
+    """The table of token embeddings, N(0, 1) at first."""
+
+    vocab_size: int
+    features: int
+
+    def setup(self) -> None:
+        init = nn.initializers.normal(1.0)
+        shape = (self.vocab_size, self.features)
+        self.embedding = partitioning.param_with_axes(
+            "embedding", init, shape, jnp.float32, axes=("vocab", "embed"), module=self
+        )
+
+    def __call__(self, tokens: Int[Array, "..."]) -> Float[Array, "... D"]:
+        return self.embedding[tokens]
+
+    @property
+    def table(self) -> Float[Array, "V D"]:
+        return self.embedding
+
+
+class T5(nn.Module):
+    """The frozen network in four pieces: embed, encode, decode, and the cached decoding step."""
+
+    config: T5Config
+
+    def setup(self) -> None:
+        self.token_embedder = Embedding(self.config.vocab_size, self.config.emb_dim)
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
+
+    def embed(self, tokens: Int[Array, "R S"]) -> Float[Array, "R S D"]:
+        return self.token_embedder(tokens)
+
+    def encode(self, embedded: Float[Array, "R S D"], stream: Stream, dropout: Dropout | None = None) -> Array:
+        """Encoder output `[R S D]` of embedded (prompted) rows."""
+        return self.encoder(embedded, stream, dropout)
+
+    def decode(
+        self,
+        tokens: Int[Array, "R L"],
+        stream: Stream,
+        examples: Int[Array, "R L"],
+        encoded: Float[Array, "R S D"],
+        source: Stream,
+        dropout: Dropout | None = None,
+    ) -> Float[Array, "R L V"]:
+        """Logits of every target position, teacher-forced."""
+        hidden = self.decoder(self.embed(tokens), stream, examples, encoded, source, dropout)
+        return self.decoder.logits(hidden, self.token_embedder.table)
+
+    def project(self, encoded: Float[Array, "X S D"]) -> list[tuple[Array, Array]]:
+        """Keys and values of every decoder layer, computed once before `step`."""
+        return self.decoder.project(encoded)
+
+    def step(
+        self, tokens: Int[Array, "B"], cache: Cache, cross: list[tuple[Array, Array]], seen: Bool[Array, "X S"]
+    ) -> tuple[Float[Array, "B V"], Cache]:
+        """Logits of the next token and the longer cache; `seen` marks the encoder positions that are not padding."""
+        hidden, cache = self.decoder.step(self.embed(tokens[:, None]), cache, cross, seen)
+        return self.decoder.logits(hidden[:, 0], self.token_embedder.table), cache
+
+    def __call__(self, inputs: Int[Array, "B S"], targets: Int[Array, "B L"]) -> Float[Array, "B L V"]:
+        """Unpacked, promptless logits; creates every parameter under `init`."""
+        source, stream = unpacked(inputs), unpacked(targets, padding=False)
+        encoded = self.encode(self.embed(inputs), source)
+        return self.decode(targets, stream, stream.segments, encoded, source)
+
+
+def unpacked(tokens: Int[Array, "B S"], padding: bool = True) -> Stream:
+    """One example a row; with `padding`, id 0 is none of it."""
+    rows = jnp.broadcast_to(jnp.arange(1, tokens.shape[0] + 1, dtype=jnp.int32)[:, None], tokens.shape)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32)[None, :], tokens.shape)
+    return Stream(jnp.where((tokens > 0) | (not padding), rows, 0), positions)
+
+
+def same_segment(queries: Int[Array, "R Q"], keys: Int[Array, "R S"]) -> Bool[Array, "R 1 Q S"]:
+    """Who may look at whom; padding looks at padding, which nothing reads."""
+    return (queries[:, :, None] == keys[:, None, :])[:, None]
+
+
+def empty_cache(config: T5Config, batch: int, length: int) -> Cache:
+    """A cache for `batch` targets of up to `length` tokens."""
+    shape = (batch, length, config.num_heads, config.head_dim)
+    one = lambda: {"keys": jnp.zeros(shape, config.dtype), "values": jnp.zeros(shape, config.dtype)}
+    return {"layers": [one() for _ in range(config.num_decoder_layers)], "index": jnp.zeros((), jnp.int32)}
+
+
+def parameter_shapes(config: T5Config) -> dict[str, Any]:
+    """The parameter tree as `jax.ShapeDtypeStruct`s, nothing allocated."""
+    return _abstract(config)["params"]
+
+
+def parameter_axes(config: T5Config) -> dict[str, Any]:
+    """The logical axis names of every parameter, as T5X writes them."""
+    return partitioning.get_axis_names(_abstract(config)["params_axes"])
+
+
+def _abstract(config: T5Config) -> dict[str, Any]:
+    tokens = jax.ShapeDtypeStruct((1, 1), jnp.int32)
+    return jax.eval_shape(T5(config).init, jax.random.key(0), tokens, tokens)

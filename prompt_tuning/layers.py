@@ -152,7 +152,7 @@ class FeedForward(nn.Module):
 
 
 def relative_buckets(distance: np.ndarray, bidirectional: bool, buckets: int, max_distance: int) -> np.ndarray:
-    """Bucket of `key position - query position`: exact when near, logarithmic up to `max_distance` (Raffel et al. 2020).
+    """Bucket of `key position - query position`: exact near, logarithmic up to `max_distance` (Raffel et al. 2020).
 
     Computed in float32 as T5 does, so that distances on the edge of a bucket fall on the same side.
     """

@@ -1,4 +1,4 @@
-"""T5: an encoder and a decoder that take embeddings, so that a prompt needs no subclass (Raffel et al. 2020; T5 1.1)."""
+"""T5: an encoder and a decoder that take embeddings, so that a prompt needs no subclass (Raffel et al. 2020)."""
 
 import dataclasses
 from typing import Any

@@ -1,0 +1,100 @@
+"""What a prompt is before training: functions from a `Start` to `prompt[P D]` (Lester et al. 2021, §3.2; SPoT §2)."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import gin
+import jax
+import numpy as np
+from jaxtyping import Array, Float
+
+from prompt_tuning import prompt_file
+from prompt_tuning.errors import UserError
+from prompt_tuning.vocabulary import Vocabulary
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """What an init may use."""
+
+    length: int  # P
+    features: int  # D
+    embed: Callable[[np.ndarray], np.ndarray]  # token ids[n] -> frozen embeddings float32[n D]
+    vocabulary: Vocabulary | None = None
+    labels: Sequence[str] = ()
+    base_digest: str | None = None
+
+    def pieces(self, text: str) -> np.ndarray:
+        """Token ids of a text, or an error where the vocabulary cannot spell it."""
+        if self.vocabulary is None:
+            raise UserError(f"To start a prompt from the text {text!r}, a vocabulary is needed: set VOCABULARY_FILE.")
+        ids = np.asarray(self.vocabulary.encode(text), np.int32)
+        if len(ids) == 0 or self.vocabulary.unk_id in ids:
+            raise UserError(
+                f"The vocabulary {self.vocabulary.path} cannot spell the label or text {text!r}"
+                f" (pieces: {[self.vocabulary.piece(int(i)) for i in ids]}). Choose other words in CLASS_LABELS."
+            )
+        return ids
+
+
+Init = Callable[..., Float[Array, "P D"]]  # init(start, *, rng)
+
+
+@gin.configurable
+def random_uniform(start: Start, scale: float = 0.5, *, rng: Array) -> Float[Array, "P D"]:
+    """U[-scale, scale], the paper's range."""
+    return jax.random.uniform(rng, (start.length, start.features), minval=-scale, maxval=scale)
+
+
+@gin.configurable
+def random_uniform_reference(start: Start, scale: float = 0.5, *, rng: Array) -> Float[Array, "P D"]:
+    """U[0, scale), which the authors' released configuration draws from."""
+    return jax.random.uniform(rng, (start.length, start.features), maxval=scale)
+
+
+@gin.configurable
+def sampled_vocabulary(start: Start, population: int = 5000, *, rng: Array) -> Float[Array, "P D"]:
+    """Embeddings of `length` of the `population` most common pieces (the first ids), none twice."""
+    known = start.vocabulary.size if start.vocabulary else population
+    population = min(population, known)
+    ids = jax.random.choice(rng, population, (start.length,), replace=start.length > population)
+    return start.embed(np.asarray(ids))
+
+
+@gin.configurable
+def class_labels(start: Start, fallback: Init = sampled_vocabulary, *, rng: Array) -> Float[Array, "P D"]:
+    """One vector a label, the mean of its pieces' embeddings, in label order; the rest is `fallback`'s."""
+    if not start.labels:
+        raise UserError(
+            "The class-label init needs labels, and this task's answers are free text."
+            " Type --gin.CLASS_LABELS=\"['yes', 'no']\" or choose another PROMPT_INIT, such as @sampled_vocabulary."
+        )
+    vectors = [start.embed(start.pieces(label)).mean(axis=0) for label in start.labels][: start.length]
+    prompt = np.array(fallback(start, rng=rng))
+    prompt[: len(vectors)] = vectors
+    return prompt
+
+
+@gin.configurable
+def text(start: Start, text: str = gin.REQUIRED, *, rng: Array) -> Float[Array, "P D"]:
+    """The embedded pieces of a text, repeated or cut to the prompt's length."""
+    del rng
+    return np.resize(start.embed(start.pieces(text)), (start.length, start.features))
+
+
+@gin.configurable
+def from_file(start: Start, path: str = gin.REQUIRED, *, rng: Array) -> Float[Array, "P D"]:
+    """A prompt trained before (npy or safetensors): SPoT's transfer, or going on with a run."""
+    del rng
+    prompt = prompt_file.load(path)
+    if prompt.vectors.shape != (start.length, start.features):
+        raise UserError(
+            f"The prompt in {path} is {_shape(prompt.vectors)}; this run wants {start.length} x {start.features}."
+            + (f" Type --gin.PROMPT_LENGTH={len(prompt.vectors)}." if prompt.vectors.shape[1] == start.features else
+               " It was trained on a base of another width: choose a prompt or a base that match.")
+        )  # fmt: skip
+    return prompt.vectors
+
+
+def _shape(array: np.ndarray) -> str:
+    return " x ".join(map(str, array.shape))

@@ -1,0 +1,201 @@
+"""The layout made on the host: which token, prompt vector or padding stands at each position of each row (numpy only).
+
+Lester et al. (2021) pad every example to one length. Here several examples share a row, each behind its own prompt:
+`[prompt a; input a; prompt b; input b; padding]`. The model sees them apart by their segment numbers, so loss and
+gradient are those of the padded batch.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+# (input tokens, prompt length) -> tokens with room for the prompt, and the prompt position at each place or -1
+Placement = Callable[[np.ndarray, int], tuple[np.ndarray, np.ndarray]]
+
+
+def _insert(tokens: np.ndarray, length: int, at: int) -> tuple[np.ndarray, np.ndarray]:
+    placed = np.concatenate([tokens[:at], np.zeros(length, np.int32), tokens[at:]])
+    rows = np.full(len(placed), -1, np.int32)
+    rows[at : at + length] = np.arange(length)
+    return placed, rows
+
+
+def front(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """The prompt before the input (Lester et al. 2021)."""
+    return _insert(tokens, length, 0)
+
+
+def after_bos(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """The prompt behind the input's first token."""
+    return _insert(tokens, length, min(1, len(tokens)))
+
+
+def behind(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """The prompt behind the whole input."""
+    return _insert(tokens, length, len(tokens))
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One example to lay out: its input behind prompt `slot`, and the targets to score against it."""
+
+    inputs: np.ndarray  # int32[T]
+    targets: Sequence[np.ndarray]  # int32[L] each: one when training, one a label when ranking, none when decoding
+    slot: int = 0
+    number: int = 0  # of the example in its slot's batch; dropout is drawn from it
+    prompt_length: int = 0
+    placement: Placement = front
+
+    @property
+    def length(self) -> int:
+        return len(self.inputs) + self.prompt_length
+
+    @property
+    def target_length(self) -> int:
+        return sum(len(t) for t in self.targets)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """Static shape of a packed batch: compiled once for each of `rows`."""
+
+    row_length: int  # S
+    target_length: int  # L, all targets of a row together
+    rows: tuple[int, ...]  # the R to choose from, ascending
+    per_row: int | None = None  # at most so many examples a row; 1 is no packing
+
+
+class Batch(NamedTuple):
+    """Packed rows (R S and R L), what stands in them, and whose each example (N) and each target (M) is."""
+
+    encoder_tokens: np.ndarray  # int32[R S]
+    prompt_rows: np.ndarray  # int32[R S] -1, or a row of the flattened bank
+    encoder_segments: np.ndarray  # int32[R S] 1 + example, 0 padding
+    encoder_positions: np.ndarray  # int32[R S] offset inside the example
+    decoder_inputs: np.ndarray  # int32[R L] targets shifted right behind a 0
+    decoder_targets: np.ndarray  # int32[R L]
+    decoder_segments: np.ndarray  # int32[R L] 1 + target, 0 padding
+    decoder_examples: np.ndarray  # int32[R L] 1 + example the target belongs to
+    decoder_positions: np.ndarray  # int32[R L]
+    example_slots: np.ndarray  # int32[N]
+    example_numbers: np.ndarray  # int32[N]
+    target_examples: np.ndarray  # int32[M]
+
+    @property
+    def padding(self) -> float:
+        """Share of encoder positions that hold nothing."""
+        return float((self.encoder_segments == 0).mean())
+
+
+def assign_rows(items: Sequence[Item], shape: Shape) -> list[list[int]]:
+    """Best fit, longest first: the examples of each row. Deterministic in the items' order."""
+    rows: list[list[int]] = []
+    room = np.zeros(0, np.int64)
+    target_room = np.zeros(0, np.int64)
+    for i in sorted(range(len(items)), key=lambda i: -items[i].length):
+        length, target_length = items[i].length, items[i].target_length
+        fits = (room >= length) & (target_room >= target_length)
+        if shape.per_row is not None:
+            fits &= np.array([len(row) < shape.per_row for row in rows], bool)
+        if fits.any():
+            row = int(np.where(fits, room, np.iinfo(np.int64).max).argmin())
+        else:
+            row = len(rows)
+            rows.append([])
+            room = np.append(room, shape.row_length)
+            target_room = np.append(target_room, shape.target_length)
+        rows[row].append(i)
+        room[row] -= length
+        target_room[row] -= target_length
+    return rows
+
+
+def pack(items: Sequence[Item], shape: Shape, bank_length: int = 0, examples: int | None = None) -> Batch:
+    """Lays a batch out in the fewest of `shape.rows` that hold it (or a few more rows if none does).
+
+    `bank_length` is P of the bank, `examples` is N if the batch may be smaller than that (a last batch).
+    Raises ValueError for an item longer than a row.
+    """
+    for i, item in enumerate(items):
+        if item.length > shape.row_length or item.target_length > shape.target_length:
+            found = f"{item.length} + {item.target_length}"
+            raise ValueError(f"example {i} has {found} positions, a row {shape.row_length} + {shape.target_length}")
+    rows = assign_rows(items, shape)
+    count = next((r for r in shape.rows if r >= len(rows)), -(-len(rows) // 4) * 4)
+    n = examples or len(items)
+    targets_each = max((len(item.targets) for item in items), default=1)
+    batch = _empty(count, shape, n, n * targets_each)
+    for r, row in enumerate(rows):
+        at = target_at = 0
+        for i in row:
+            at = _write_input(batch, r, at, i, items[i], bank_length)
+            for t, target in enumerate(items[i].targets):
+                target_at = _write_target(batch, r, target_at, i, i * targets_each + t, target)
+    for i, item in enumerate(items):
+        batch.example_slots[i], batch.example_numbers[i] = item.slot, item.number
+        batch.target_examples[i * targets_each : (i + 1) * targets_each] = i
+    return batch
+
+
+def _empty(rows: int, shape: Shape, examples: int, targets: int) -> Batch:
+    encoder = lambda: np.zeros((rows, shape.row_length), np.int32)
+    decoder = lambda: np.zeros((rows, shape.target_length), np.int32)
+    return Batch(
+        encoder(), encoder() - 1, encoder(), encoder(), decoder(), decoder(), decoder(), decoder(), decoder(),
+        np.zeros(examples, np.int32), np.zeros(examples, np.int32), np.zeros(targets, np.int32),
+    )  # fmt: skip
+
+
+def _write_input(batch: Batch, r: int, at: int, example: int, item: Item, bank_length: int) -> int:
+    tokens, rows = item.placement(item.inputs, item.prompt_length)
+    end = at + len(tokens)
+    batch.encoder_tokens[r, at:end] = tokens
+    batch.prompt_rows[r, at:end] = np.where(rows >= 0, rows + item.slot * bank_length, -1)
+    batch.encoder_segments[r, at:end] = example + 1
+    batch.encoder_positions[r, at:end] = np.arange(len(tokens))
+    return end
+
+
+def _write_target(batch: Batch, r: int, at: int, example: int, target: int, tokens: np.ndarray) -> int:
+    end = at + len(tokens)
+    batch.decoder_inputs[r, at + 1 : end] = tokens[:-1]
+    batch.decoder_targets[r, at:end] = tokens
+    batch.decoder_segments[r, at:end] = target + 1
+    batch.decoder_examples[r, at:end] = example + 1
+    batch.decoder_positions[r, at:end] = np.arange(len(tokens))
+    return end
+
+
+def plan(batches: Sequence[Sequence[Item]], longest: tuple[int, int], packing: bool = True, multiple: int = 1) -> Shape:
+    """A shape for batches like these: the row length that costs least, and the row counts they need.
+
+    `longest` is the longest example (input and prompt; targets together) of all that will come. The cost of a row is
+    that of its positions plus that of its pairs of positions, which attention computes whether masked or not.
+    `multiple` divides every row count (devices of the data axis).
+    """
+    length, target_length = (_round_up(n, m) for n, m in zip(longest, (16, 4), strict=True))
+    up = lambda counts: tuple(sorted({_round_up(c, multiple) for c in counts}))
+    if not packing:
+        return Shape(length, target_length, up([max(map(len, batches))]), per_row=1)
+    best: tuple[float, Shape] | None = None
+    for row_length in sorted({length, *(s for s in range(128, 1025, 64) if s >= length)}):
+        per_row = max(1, row_length // max(1, min(item.length for batch in batches for item in batch)))
+        mean_target = np.mean([item.target_length for batch in batches for item in batch])
+        room = max(target_length, _round_up(int(np.ceil(per_row * mean_target * 1.1)), 4))
+        shape = Shape(row_length, room, (1,))
+        counts = [len(assign_rows(batch, shape)) for batch in batches]
+        cost = float(np.mean(counts)) * row_length * (1 + row_length / POSITIONS_PER_PAIR)
+        if best is None or cost < best[0]:
+            usual = int(np.ceil(np.quantile(counts, 0.9)))
+            best = cost, dataclasses.replace(shape, rows=up([usual, max(counts) + 1]))
+    assert best is not None
+    return best[1]
+
+
+POSITIONS_PER_PAIR = 512.0  # row length at which attention costs as much as everything else (T5 small on a CPU)
+
+
+def _round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple

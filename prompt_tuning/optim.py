@@ -1,0 +1,111 @@
+"""The paper's Adafactor, and any optimizer over the slots of a bank as if each slot were alone."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jaxtyping import Array, Float
+
+MakeOptimizer = Callable[[Any], optax.GradientTransformation]  # from a learning rate
+Schedule = Callable[[Any], Any]  # step -> factor on the learning rate
+
+
+@gin.configurable
+def adafactor(
+    learning_rate: float | Float[Array, ""],
+    step_origin: int = 0,
+    decay_rate: float = 0.8,
+    weight_decay_rate: float = 1e-5,
+    clipping_threshold: float = 1.0,
+    min_dim_size_to_factor: int = 128,
+) -> optax.GradientTransformation:
+    """Adafactor without parameter scaling or momentum (Lester et al. 2021, §3.2; Shazeer & Stern 2018).
+
+    `step_origin` is the step that the second-moment decay `1 - (step + 1) ** -decay_rate` starts from. T5X goes on
+    from the base checkpoint's step (1,100,000 for the LM-adapted T5), so that its second moments hardly forget; 0 is a
+    fresh optimizer. Weight decay is not multiplied by the learning rate.
+    """
+    return optax.adafactor(
+        learning_rate,
+        min_dim_size_to_factor=min_dim_size_to_factor,
+        decay_rate=decay_rate,
+        decay_offset=-step_origin,
+        multiply_by_parameter_scale=False,
+        clipping_threshold=clipping_threshold,
+        weight_decay_rate=weight_decay_rate or None,
+    )
+
+
+@gin.configurable
+def constant(step: Any) -> Any:
+    """The paper's schedule."""
+    return jnp.ones_like(step, jnp.float32)
+
+
+@gin.configurable
+def linear_warmup(step: Any, steps: int = 1000) -> Any:
+    """From 0 to 1 in `steps`, constant from there."""
+    return jnp.minimum(1.0, (step + 1) / steps).astype(jnp.float32)
+
+
+@gin.configurable
+def linear_decay(step: Any, steps: int = 30_000, warmup: int = 0) -> Any:
+    """From 0 to 1 in `warmup` steps, then down to 0 at `steps`."""
+    rise = (step + 1) / max(warmup, 1)
+    fall = (steps - step) / max(steps - warmup, 1)
+    return jnp.clip(jnp.minimum(rise, fall), 0.0, 1.0).astype(jnp.float32)
+
+
+@gin.configurable
+def inverse_square_root(step: Any, warmup: int = 10_000) -> Any:
+    """T5's pre-training schedule, 1 until `warmup` and falling as the root of the step from there."""
+    return jnp.sqrt(warmup / jnp.maximum(step + 1, warmup)).astype(jnp.float32)
+
+
+class Optimizer(NamedTuple):
+    """`init(trainable)` and `update(gradient, state, trainable, step) -> (trainable, state)`."""
+
+    init: Callable[[Any], Any]
+    update: Callable[[Any, Any, Any, Any], tuple[Any, Any]]
+
+
+def whole(make: MakeOptimizer, learning_rate: float, schedule: Schedule = constant) -> Optimizer:
+    """One optimizer over the whole tree (model tuning, pretraining)."""
+
+    def update(gradient: Any, state: Any, trainable: Any, step: Any) -> tuple[Any, Any]:
+        updates, state = make(learning_rate * schedule(step)).update(gradient, state, trainable)
+        return optax.apply_updates(trainable, updates), state
+
+    return Optimizer(make(learning_rate).init, update)
+
+
+def over_slots(
+    make: MakeOptimizer, lengths: Sequence[int], learning_rates: Sequence[float], schedule: Schedule = constant
+) -> Optimizer:
+    """One optimizer for every slot of `{"prompt": {"bank": bank[K P D]}}`, with statistics and clipping of its own.
+
+    Slots of one length are updated together under vmap. A slot shorter than the bank is cut to its own length first,
+    so that padding takes no part in its second moments, its factoring or its clipping.
+    """
+    groups = {n: np.flatnonzero(np.asarray(lengths) == n) for n in sorted(set(lengths))}
+    rates = np.asarray(learning_rates, np.float32)
+
+    def init(trainable: Any) -> dict[str, Any]:
+        bank = trainable["prompt"]["bank"]
+        return {str(n): jax.vmap(make(0.0).init)(bank[slots, :n]) for n, slots in groups.items()}
+
+    def update(gradient: Any, state: dict[str, Any], trainable: Any, step: Any) -> tuple[Any, dict[str, Any]]:
+        bank, gradients = trainable["prompt"]["bank"], gradient["prompt"]["bank"]
+        factor, new_state = schedule(step), {}
+        for n, slots in groups.items():
+            one = lambda rate, *slot: make(rate * factor).update(*slot)
+            prompts = bank[slots, :n]
+            updates, new_state[str(n)] = jax.vmap(one)(rates[slots], gradients[slots, :n], state[str(n)], prompts)
+            bank = bank.at[slots, :n].set(optax.apply_updates(prompts, updates))
+        return {"prompt": {"bank": bank}}, new_state
+
+    return Optimizer(init, update)

@@ -1,0 +1,128 @@
+"""A prompt on disk: npy as the authors' code writes it, or safetensors with a card that says what it is."""
+
+import dataclasses
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save
+
+from prompt_tuning.errors import UserError
+
+MAX_BYTES = 1 << 30  # a prompt is kilobytes; anything near this is another kind of file
+
+
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """Where a prompt comes from and how it is to be used; unknown fields are None or empty."""
+
+    name: str = ""
+    task: str = ""
+    labels: tuple[str, ...] = ()
+    placement: str = "front"
+    init: str = ""
+    seed: int | None = None
+    step: int | None = None
+    score: float | None = None  # the task's mean metric on its validation split, percent
+    metric: str = ""
+    base: str = ""  # path or hub name of the frozen model
+    base_digest: str = ""
+    input_length: int | None = None  # tokens that inputs were cut to
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One trained prompt, `vectors[P D]` in float32, and its card."""
+
+    vectors: np.ndarray
+    card: Card = Card()
+
+
+def save_npy(path: Path, vectors: np.ndarray) -> None:
+    """The authors' format: a bare array, written whole or not at all."""
+    with _replacing(path) as file:
+        np.save(file, np.asarray(vectors, np.float32), allow_pickle=False)
+
+
+def save_safetensors(path: Path, prompt: Prompt) -> None:
+    """The vectors as `prompt` and the card as metadata, written whole or not at all."""
+    card = {k: json.dumps(v) for k, v in dataclasses.asdict(prompt.card).items()}
+    data = save({"prompt": np.ascontiguousarray(prompt.vectors, np.float32)}, metadata=card)
+    with _replacing(path) as file:
+        file.write(data)
+
+
+def load(path: str | Path) -> Prompt:
+    """Reads either format. Raises UserError for anything that is not a finite float array `[P D]`."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"There is no prompt file {path}. A prompt is a .npy or .safetensors file.")
+    if path.stat().st_size > MAX_BYTES:
+        raise UserError(f"{path} has {path.stat().st_size:,} bytes, too many for a prompt.")
+    prompt = _load_safetensors(path) if path.suffix == ".safetensors" else Prompt(_load_npy(path))
+    vectors = prompt.vectors
+    if vectors.ndim != 2 or 0 in vectors.shape or vectors.dtype.kind != "f" or not np.isfinite(vectors).all():
+        raise UserError(
+            f"{path} holds {vectors.dtype}{list(vectors.shape)}, not a prompt:"
+            " expected finite floating point numbers [prompt length, embedding width]."
+        )
+    return Prompt(vectors.astype(np.float32), prompt.card)
+
+
+def _load_npy(path: Path) -> np.ndarray:
+    try:
+        with path.open("rb") as file:
+            return np.lib.format.read_array(file, allow_pickle=False)
+    except (ValueError, EOFError, OSError, MemoryError, OverflowError, SyntaxError, TypeError) as error:
+        raise UserError(f"{path} is not a readable .npy file ({error}).") from error
+
+
+def _load_safetensors(path: Path) -> Prompt:
+    try:
+        with safe_open(path, "numpy") as file:
+            names = list(file.keys())
+            name = "prompt" if "prompt" in names else names[0] if len(names) == 1 else None
+            if name is None:
+                raise UserError(f"{path} holds the tensors {names}; a prompt file holds one, called 'prompt'.")
+            return Prompt(file.get_tensor(name), _card(path, file.metadata() or {}))
+    except (SafetensorError, TypeError, KeyError) as error:
+        raise UserError(f"{path} is not a readable .safetensors file ({error}).") from error
+
+
+def _card(path: Path, metadata: dict[str, str]) -> Card:
+    known = {field.name for field in dataclasses.fields(Card)}
+    try:
+        fields = {k: json.loads(v) for k, v in metadata.items() if k in known}
+        return Card(**fields | {"labels": tuple(fields.get("labels", ()))})
+    except (ValueError, TypeError) as error:
+        raise UserError(f"The card inside {path} cannot be read ({error}).") from error
+
+
+class _replacing:
+    """A file that takes `path`'s place when it is complete, and leaves nothing behind when it is not."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    def __enter__(self):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        handle, self.temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+        self.file = os.fdopen(handle, "wb")
+        return self.file
+
+    def __exit__(self, kind, value, traceback) -> None:
+        try:
+            if kind is None:
+                self.file.flush()
+                os.fsync(self.file.fileno())
+            self.file.close()
+            if kind is None:
+                umask = os.umask(0)
+                os.umask(umask)
+                Path(self.temporary).chmod(0o666 & ~umask)
+                Path(self.temporary).replace(self.path)
+        finally:
+            Path(self.temporary).unlink(missing_ok=True)

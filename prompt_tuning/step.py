@@ -1,0 +1,121 @@
+"""The pure steps: train on a packed batch, score targets; one way for prompt tuning, model tuning and pretraining."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int, UInt32
+
+from prompt_tuning import loss, split
+from prompt_tuning.layers import Dropout, Stream
+from prompt_tuning.layout import Batch
+from prompt_tuning.optim import Optimizer
+from prompt_tuning.prompt import PromptBank
+from prompt_tuning.t5 import T5, T5Config
+
+
+@struct.dataclass
+class TrainState:
+    """All that a step changes, and nothing else: the frozen parameters are an argument of the step."""
+
+    trainable: split.Params
+    opt_state: Any
+    step: Int[Array, ""]  # from 0
+    rng: UInt32[Array, "K 2"]  # key data of each slot
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A T5 behind a bank of `slots` prompts of up to `length` vectors (0: no prompt)."""
+
+    config: T5Config
+    slots: int = 1
+    length: int = 0
+
+    def apply(self, params: split.Params, method: str, *args: Any) -> Any:
+        """Runs one of T5's pieces with the frozen part of `params`."""
+        frozen = {name: part for name, part in params.items() if name != "prompt"}
+        return T5(self.config).apply({"params": frozen}, *args, method=method)
+
+    def encode(self, params: split.Params, batch: Batch, dropout: Dropout | None = None) -> Float[Array, "R S D"]:
+        """Embeds the tokens, places the prompts, encodes the rows."""
+        embedded = self.apply(params, "embed", batch.encoder_tokens)
+        if self.length:
+            layer = PromptBank(self.slots, self.length, self.config.emb_dim)
+            embedded = layer.apply({"params": params["prompt"]}, embedded, batch.prompt_rows)
+        return self.apply(params, "encode", embedded, source(batch), dropout)
+
+    def logits(self, params: split.Params, batch: Batch, dropout: Dropout | None = None) -> Float[Array, "R L V"]:
+        """Teacher-forced logits of every target token."""
+        encoded = self.encode(params, batch, dropout)
+        stream = Stream(batch.decoder_segments, batch.decoder_positions)
+        args = (batch.decoder_inputs, stream, batch.decoder_examples, encoded, source(batch), dropout)
+        return self.apply(params, "decode", *args)
+
+
+def source(batch: Batch) -> Stream:
+    """What stands in the encoder's rows."""
+    return Stream(batch.encoder_segments, batch.encoder_positions)
+
+
+def dropout_of(state: TrainState, batch: Batch, rate: float) -> Dropout | None:
+    """Keys from the slot's seed, the step and the example's number in its slot: the same however it is packed."""
+    if not rate:
+        return None
+    slot_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(jax.random.wrap_key_data(state.rng), state.step)
+    keys = jax.vmap(jax.random.fold_in)(slot_keys[batch.example_slots], batch.example_numbers)
+    return Dropout(keys, rate)
+
+
+def slot_losses(
+    params: split.Params, batch: Batch, *, model: Model, z_loss: float, dropout: Dropout | None = None
+) -> tuple[Float[Array, "K"], Float[Array, "K"]]:
+    """Each slot's loss, summed over its target tokens, and how many tokens those are."""
+    losses = loss.token_losses(model.logits(params, batch, dropout), batch.decoder_targets, z_loss)
+    slots = batch.example_slots[batch.target_examples]
+    by_slot = lambda values: loss.per_slot(
+        loss.per_target(values, batch.decoder_segments, slots.shape[0]), slots, model.slots
+    )
+    return by_slot(losses), by_slot(jnp.ones_like(losses))
+
+
+def train_step(
+    state: TrainState,
+    frozen: split.Params,
+    batch: Batch,
+    *,
+    model: Model,
+    optimizer: Optimizer,
+    dropout_rate: float = 0.1,
+    z_loss: float = 1e-4,
+) -> tuple[TrainState, dict[str, Float[Array, "K"]]]:
+    """One update of what is trainable; a slot's gradient comes from its own examples only.
+
+    The metrics are each slot's mean loss a target token and the norm of its gradient.
+    """
+    dropout = dropout_of(state, batch, dropout_rate)
+
+    def total(trainable: split.Params) -> tuple[Float[Array, ""], Any]:
+        params = split.merge(trainable, frozen)
+        losses, tokens = slot_losses(params, batch, model=model, z_loss=z_loss, dropout=dropout)
+        return losses.sum(), (losses, tokens)
+
+    gradient, (losses, tokens) = jax.grad(total, has_aux=True)(state.trainable)
+    trainable, opt_state = optimizer.update(gradient, state.opt_state, state.trainable, state.step)
+    new = state.replace(trainable=trainable, opt_state=opt_state, step=state.step + 1)
+    return new, {"loss": losses / jnp.maximum(tokens, 1), "gradient_norm": _slot_norms(gradient, model.slots)}
+
+
+def _slot_norms(gradient: split.Params, slots: int) -> Float[Array, "K"]:
+    if "prompt" in gradient:
+        return jnp.sqrt(jnp.square(gradient["prompt"]["bank"]).sum((1, 2)))
+    squares = sum(jnp.square(leaf.astype(jnp.float32)).sum() for leaf in jax.tree.leaves(gradient))
+    return jnp.full((slots,), jnp.sqrt(squares))
+
+
+def score_targets(params: split.Params, batch: Batch, *, model: Model) -> Float[Array, "M"]:
+    """Log-likelihood of every target of the batch, its EOS included; dropout off."""
+    losses = loss.token_losses(model.logits(params, batch), batch.decoder_targets)
+    return -loss.per_target(losses, batch.decoder_segments, batch.target_examples.shape[0])

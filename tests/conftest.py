@@ -1,0 +1,74 @@
+"""Every test runs in float32 on 8 pretended CPU devices, with type and rank promotion forbidden."""
+
+import os
+
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_threefry_partitionable", True)
+
+from prompt_tuning import layout, optim
+from prompt_tuning.step import Model, TrainState
+from prompt_tuning.t5 import T5, T5Config
+
+TINY = T5Config(
+    vocab_size=97, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24, num_encoder_layers=2, num_decoder_layers=2
+)
+
+
+@functools.cache
+def random_params(config: T5Config = TINY, seed: int = 0) -> dict:
+    """A randomly initialised frozen T5, drawn in one compiled call."""
+    tokens = jnp.ones((1, 2), jnp.int32)
+    return jax.jit(T5(config).init)(jax.random.key(seed), tokens, tokens)["params"]
+
+
+def random_items(count: int, lengths: list[int], seed: int = 0, vocab: int = 97, slot: int | None = None) -> list:
+    """`count` examples for each slot with prompts of `lengths`, inputs and targets of unequal lengths."""
+    items = []
+    for s, prompt_length in enumerate(lengths):
+        rng = np.random.default_rng([seed, s])
+        for n in range(count):
+            inputs = rng.integers(2, vocab, rng.integers(3, 20)).astype(np.int32)
+            targets = [rng.integers(2, vocab, rng.integers(1, 5)).astype(np.int32)]
+            if slot is None or slot == s:
+                items.append(layout.Item(inputs, targets, 0 if slot is not None else s, n, prompt_length))
+    return items
+
+
+def random_bank(lengths: list[int], features: int = TINY.emb_dim, seed: int = 0) -> np.ndarray:
+    """One prompt a slot, zero behind its own length."""
+    bank = np.zeros((len(lengths), max(lengths), features), np.float32)
+    for s, n in enumerate(lengths):
+        bank[s, :n] = np.random.default_rng([seed, s, 7]).normal(size=(n, features))
+    return bank
+
+
+def start_state(bank: np.ndarray, optimizer: optim.Optimizer, seeds: list[int]) -> TrainState:
+    """Step 0 of prompts `bank`, every slot with the random numbers of its own seed."""
+    trainable = {"prompt": {"bank": jnp.asarray(bank)}}
+    rng = jnp.stack([jax.random.key_data(jax.random.key(s)) for s in seeds])
+    return TrainState(trainable, optimizer.init(trainable), jnp.zeros((), jnp.int32), rng)
+
+
+def one_a_row(items: list) -> layout.Shape:
+    """A shape without packing."""
+    return layout.Shape(max(i.length for i in items), max(i.target_length for i in items), (len(items),), per_row=1)
+
+
+@pytest.fixture
+def tiny() -> T5Config:
+    return TINY
+
+
+__all__ = ["Model", "one_a_row", "random_bank", "random_items", "random_params", "start_state"]

@@ -1,0 +1,146 @@
+"""The training step: exact under packing, exact over slots, and nothing but the prompt changes."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TINY, one_a_row, random_bank, random_items, random_params, start_state
+
+from prompt_tuning import layout, optim, split
+from prompt_tuning.step import Model, dropout_of, score_targets, slot_losses, train_step
+
+
+def loss_and_gradient(bank, items, shape, dropout_rate=0.0):
+    slots, length, _ = bank.shape
+    model = Model(TINY, slots, length)
+    optimizer = optim.over_slots(optim.adafactor, [length] * slots, [0.3] * slots)
+    state = start_state(bank, optimizer, list(range(slots)))
+    batch = layout.pack(items, shape, length)
+    dropout, frozen = dropout_of(state, batch, dropout_rate), random_params()
+
+    def total(trainable):
+        params = split.merge(trainable, frozen)
+        losses, _ = slot_losses(params, batch, model=model, z_loss=1e-4, dropout=dropout)
+        return losses.sum(), losses
+
+    gradient, losses = jax.jit(jax.grad(total, has_aux=True))(state.trainable)
+    return np.asarray(losses), np.asarray(gradient["prompt"]["bank"])
+
+
+@pytest.mark.parametrize("lengths", [[4], [4, 7, 1, 7, 3]], ids=["K=1", "K=5, mixed lengths"])
+@pytest.mark.parametrize("dropout_rate", [0.0, 0.1])
+def test_packing_changes_neither_loss_nor_prompt_gradient(lengths, dropout_rate):
+    items, bank = random_items(6, lengths), random_bank(lengths)
+    alone = loss_and_gradient(bank, items, one_a_row(items), dropout_rate)
+    packed = loss_and_gradient(bank, items, layout.Shape(64, 16, (1, 10, 24)), dropout_rate)
+    np.testing.assert_allclose(packed[0], alone[0], rtol=1e-5)
+    np.testing.assert_allclose(packed[1], alone[1], rtol=1e-5, atol=1e-5 * np.abs(alone[1]).max())
+
+
+def test_dropout_differs_between_examples_that_share_a_row():
+    item = random_items(1, [4])[0]
+    twins = [layout.Item(item.inputs, item.targets, 0, n, 4) for n in (0, 1)]
+    bank = random_bank([4])
+    losses = [loss_and_gradient(bank, [twin], layout.Shape(64, 16, (1,)), 0.1)[0][0] for twin in twins]
+    both = loss_and_gradient(bank, twins, layout.Shape(64, 16, (1,)), 0.1)[0][0]
+    assert abs(losses[0] - losses[1]) > 1e-3
+    np.testing.assert_allclose(both, sum(losses), rtol=1e-5)
+
+
+@pytest.mark.parametrize("placement", [layout.front, layout.after_bos, layout.behind])
+def test_prompt_vectors_stand_where_the_placement_says(placement):
+    items = [layout.Item(np.array([5, 6, 1], np.int32), [np.array([1], np.int32)], 1, 0, 2, placement)]
+    batch = layout.pack(items, layout.Shape(8, 4, (1,)), bank_length=3)
+    rows = {
+        layout.front: [3, 4, -1, -1, -1],
+        layout.after_bos: [-1, 3, 4, -1, -1],
+        layout.behind: [-1, -1, -1, 3, 4],
+    }[placement]
+    assert batch.prompt_rows[0].tolist() == [*rows, -1, -1, -1]
+    assert [t for t, r in zip(batch.encoder_tokens[0], rows, strict=False) if r < 0] == [5, 6, 1]
+
+
+def train(bank, lengths, rates, seeds, batches, shape, steps=3):
+    model = Model(TINY, *bank.shape[:2])
+    optimizer = optim.over_slots(optim.adafactor, lengths, rates)
+    state = start_state(bank, optimizer, seeds)
+    step = jax.jit(functools.partial(train_step, model=model, optimizer=optimizer, dropout_rate=0.1))
+    for items in batches[:steps]:
+        state, metrics = step(state, random_params(), layout.pack(items, shape, bank.shape[1]))
+    return np.asarray(state.trainable["prompt"]["bank"]), jax.device_get(metrics)
+
+
+def test_slots_trained_together_equal_slots_trained_alone():
+    lengths, rates, seeds = [4, 7, 4], [0.3, 0.1, 0.03], [11, 12, 13]
+    bank = random_bank(lengths)
+    shape = layout.Shape(48, 16, (4, 8, 16))
+    together, metrics = train(bank, lengths, rates, seeds, [random_items(5, lengths, s) for s in range(3)], shape)
+    for k in range(3):
+        batches = [random_items(5, lengths, s, slot=k) for s in range(3)]
+        alone, own = train(
+            bank[k : k + 1, : lengths[k]], lengths[k : k + 1], rates[k : k + 1], [seeds[k]], batches, shape
+        )
+        np.testing.assert_allclose(together[k, : lengths[k]], alone[0], rtol=2e-4, atol=2e-4)
+        np.testing.assert_allclose(metrics["loss"][k], own["loss"][0], rtol=1e-4)
+    assert np.abs(together - bank)[:, 0].min() > 1e-3, "every slot moved"
+
+
+def test_frozen_leaves_are_bit_identical_after_ten_steps():
+    before = split.digest(random_params())
+    lengths = [4]
+    train(random_bank(lengths), lengths, [0.3], [0], [random_items(4, lengths, s) for s in range(10)],
+          layout.Shape(48, 16, (4,)), steps=10)  # fmt: skip
+    assert split.digest(random_params()) == before
+
+
+def flops(function, *args) -> float:
+    return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
+
+
+def test_compiled_step_computes_no_gradient_of_frozen_matrices():
+    model, params = Model(TINY, 1, 4), random_params()
+    optimizer = optim.over_slots(optim.adafactor, [4], [0.3])
+    state = start_state(random_bank([4]), optimizer, [0])
+    batch = layout.pack(random_items(16, [4]), layout.Shape(24, 8, (16,)), 4)
+    whole = params | {"prompt": state.trainable["prompt"]}
+    forward = flops(functools.partial(slot_losses, model=model, z_loss=1e-4), whole, batch)
+    step = flops(
+        functools.partial(train_step, model=model, optimizer=optimizer, dropout_rate=0.0), state, params, batch
+    )
+    tuning = optim.whole(optim.adafactor, 1e-3)
+    everything = state.replace(trainable=whole, opt_state=tuning.init(whole))
+    full = flops(functools.partial(train_step, model=model, optimizer=tuning, dropout_rate=0.0), everything, {}, batch)
+    assert step < 2.3 * forward, "forward, and one more pass for activations"
+    assert full > 2.8 * forward, "model tuning needs the third pass, so the measure can tell"
+
+
+def test_model_tuning_is_the_same_step_with_everything_trainable():
+    params = random_params()
+    optimizer = optim.whole(optim.adafactor, 1e-2)
+    state = start_state(random_bank([1]), optimizer, [0]).replace(trainable=params, opt_state=optimizer.init(params))
+    step = jax.jit(functools.partial(train_step, model=Model(TINY), optimizer=optimizer))
+    batch = layout.pack(random_items(8, [0]), layout.Shape(24, 8, (8,)))
+    losses = []
+    for _ in range(10):
+        state, metrics = step(state, {}, batch)
+        losses.append(float(metrics["loss"][0]))
+    assert losses[-1] < losses[0] - 0.5
+
+
+def test_scores_of_labels_equal_scores_of_single_targets():
+    rng = np.random.default_rng(0)
+    labels = [rng.integers(2, 97, n).astype(np.int32) for n in (1, 3, 2)]
+    inputs = [rng.integers(2, 97, n).astype(np.int32) for n in (5, 9, 4)]
+    bank = random_bank([4])
+    params = random_params() | {"prompt": {"bank": jnp.asarray(bank)}}
+    model = Model(TINY, 1, 4)
+    shape = layout.Shape(40, 24, (2,))
+    together = score_targets(
+        params, layout.pack([layout.Item(x, labels, 0, 0, 4) for x in inputs], shape, 4), model=model
+    )
+    for i, x in enumerate(inputs):
+        for j, label in enumerate(labels):
+            one = layout.pack([layout.Item(x, [label], 0, 0, 4)], shape, 4)
+            np.testing.assert_allclose(together[3 * i + j], score_targets(params, one, model=model)[0], rtol=1e-5)

@@ -1,0 +1,333 @@
+"""SeqIO tasks and mixtures as the trainer sees them; nothing else in the package imports SeqIO or TensorFlow.
+
+A task keeps its own preprocessors, postprocessor and metrics. Only the vocabulary is exchanged: a base brings its own.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import itertools
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from prompt_tuning.errors import UserError, nearest
+from prompt_tuning.examples import Examples, Mixture, Ragged
+from prompt_tuning.vocabulary import EOS_ID, Vocabulary
+
+LENGTHS = {"inputs": 512, "targets": 62}  # T5's lengths for SuperGLUE
+READ_BATCH = 1024  # examples handed from TensorFlow to numpy at a time
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Send file descriptor 2 to nowhere: TensorFlow's C++ greets there before its log level can be set."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+with _silence():
+    import seqio
+    import tensorflow as tf
+    from absl import logging as absl_logging
+
+    tf.config.set_visible_devices([], "GPU")  # else TensorFlow would reserve the memory that JAX needs
+absl_logging.set_verbosity(absl_logging.ERROR)
+
+
+def open_mixture(
+    name: str,
+    vocabulary: Vocabulary,
+    lengths: Mapping[str, int] = LENGTHS,
+    module: str | None = None,
+    data_dir: str | None = None,
+) -> Mixture:
+    """Open a SeqIO task or mixture by name, over the vocabulary of the base.
+
+    Args:
+      name: a name registered by `module`, or the name the papers' own code has for one of this project's tasks.
+      vocabulary: replaces the registered vocabulary of every text feature.
+      lengths: longest inputs and targets in tokens, EOS included; what is longer is cut, and counted.
+      module: what to import first so that the name is registered; several are separated by commas.
+      data_dir: the folder with the official files (`superglue/`, `glue/`); else the environment variable DATA_DIR, else
+        TensorFlow Datasets.
+
+    Raises:
+      UserError: no such module, name or feature.
+    """
+    modules = [_import(m.strip()) for m in (module or "tasks").split(",")]
+    provider = _find(name, modules)
+    if data_dir is not None and not Path(data_dir).expanduser().is_dir():
+        raise UserError(f"DATA_DIR {data_dir} is not a folder; give the folder that holds superglue/ and glue/.")
+    tasks = {t.name: _bind(t, vocabulary, data_dir) for t in seqio.get_subtasks(provider)}
+    members = tuple(SeqioTask(t, vocabulary, lengths) for t in tasks.values())
+    if isinstance(provider, seqio.Task):
+        return Mixture(provider.name, members, (1.0,))
+    rates = _rates(provider, tasks)
+    total = sum(rates.values()) or 1.0
+    return Mixture(provider.name, members, tuple(rates.get(t, 0.0) / total for t in tasks))
+
+
+def known_names(module: str | None = None) -> tuple[list[str], list[str]]:
+    """Names of all registered tasks and mixtures, sorted, after importing `module` (default: this project's tasks)."""
+    for m in (module or "tasks").split(","):
+        _import(m.strip())
+    return sorted(seqio.TaskRegistry.names()), sorted(seqio.MixtureRegistry.names())
+
+
+@dataclasses.dataclass(frozen=True)
+class SeqioTask:
+    """A SeqIO task over one vocabulary and one pair of lengths (an `examples.Task`)."""
+
+    task: seqio.Task
+    vocabulary: Vocabulary
+    lengths: Mapping[str, int]
+
+    @property
+    def name(self) -> str:
+        return self.task.name
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(str(s) for s in self.task.splits)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The `label_classes` its postprocessor was given, the custom of T5's own tasks."""
+        keywords = getattr(self.task.postprocessor, "keywords", None) or {}
+        return tuple(keywords.get("label_classes", ()))
+
+    @functools.cached_property
+    def _loaded(self) -> dict[str, Examples]:
+        return {}
+
+    def load(self, split: str) -> Examples:
+        """All examples of a split, unshuffled, cut to the lengths.
+
+        Raises:
+          UserError: no such split, or the data cannot be read.
+        """
+        if split not in self.splits:
+            raise UserError(
+                f"Task {self.name} has no split {split!r} in {self.task.source}; it has "
+                f"{', '.join(self.splits) or 'none'}.{nearest(split, self.splits)}"
+            )
+        if split not in self._loaded:
+            self._loaded[split] = self._load(split)
+        return self._loaded[split]
+
+    def _load(self, split: str) -> Examples:
+        head, keeps_eos = _before_tokenizer(self.task)
+        if head is None:
+            rows = _read(
+                self.task.get_dataset(
+                    self.lengths, split, shuffle=False, seed=0, trim_output_features=False, try_in_mem_cache=False
+                )
+            )
+            tokens = {k: _trim([row.pop(k) for row in rows], self.lengths[k]) for k in ("inputs", "targets")}
+            for i, row in enumerate(rows):
+                for k, (ragged, _) in tokens.items():
+                    row.setdefault(f"{k}_pretokenized", self.vocabulary.decode(ragged[i]))
+        else:
+            plain = self.task.replace(preprocessors=head)
+            source = plain.source.get_dataset(split=split, shuffle=False, seed=0)
+            rows = _read(plain.preprocess_postcache(source, self.lengths, seed=0))
+            for row in rows:
+                for k in plain.output_features:
+                    row[f"{k}_pretokenized"] = row.pop(k)
+            tokens = {k: self._tokenise(rows, k, keeps_eos) for k in ("inputs", "targets")}
+        return Examples(self.name, split, tokens["inputs"][0], tokens["targets"][0], rows, tokens["inputs"][1])
+
+    def _tokenise(self, rows: Sequence[Mapping[str, Any]], feature: str, keeps_eos: bool) -> tuple[Ragged, int]:
+        tokens = self.vocabulary.encode_all([row[f"{feature}_pretokenized"] for row in rows])
+        limit, cut = self.lengths[feature], 0
+        if self.task.output_features[feature].add_eos:
+            for ids in tokens:
+                if keeps_eos and len(ids) >= limit:
+                    del ids[limit - 1 :]
+                    cut += 1
+                ids.append(EOS_ID)
+        ragged, cut_here = _trim(tokens, limit)
+        return ragged, cut + cut_here
+
+    def score(self, examples: Examples, predictions: Sequence[str]) -> dict[str, float]:
+        """The task's own metrics of one predicted text for every example.
+
+        Raises:
+          UserError: the task has no metric of predictions, or there is not one prediction for each example.
+        """
+        if len(predictions) != len(examples):
+            raise UserError(f"{len(predictions)} predictions for the {len(examples)} examples of {self.name}.")
+        if not self.task.predict_metric_fns:
+            raise UserError(f"Task {self.name} has no metric_fns of (targets, predictions), so it cannot be scored.")
+        fields = [_as_seqio(text) for text in examples.texts]
+        of = self.task.postprocess_fn
+        targets = [
+            of(t["targets_pretokenized"], example=f, is_target=True)
+            for t, f in zip(examples.texts, fields, strict=True)
+        ]
+        guesses = [of(p, example=f, is_target=False) for p, f in zip(predictions, fields, strict=True)]
+        scores: dict[str, float] = {}
+        for metric in self.task.predict_metric_fns:
+            scores.update(_flat(metric(targets, guesses)))
+        return scores
+
+
+def _import(module: str) -> ModuleType:
+    """Import a module of tasks, also from the working folder, which a console script does not have on its path."""
+    if not {"", str(Path.cwd())} & set(sys.path):
+        sys.path.append(str(Path.cwd()))
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and (module == error.name or module.startswith(f"{error.name}.")):
+            raise UserError(
+                f"No module {module!r} to take tasks from. Give its import name, as in 'my_tasks' for my_tasks.py in the "
+                "working folder or on PYTHONPATH."
+            ) from None
+        raise
+    except ValueError as error:
+        if "duplicate provider" not in str(error):
+            raise
+        taken = str(error).rsplit(" ", 1)[-1]
+        raise UserError(f"The module {module!r} registers a task named {taken!r}, but one exists already.") from None
+
+
+def _find(name: str, modules: Sequence[ModuleType]) -> seqio.Task | seqio.Mixture:
+    tasks, mixtures = seqio.TaskRegistry.names(), seqio.MixtureRegistry.names()
+    for resolve in [None, *(getattr(m, "own_name", None) for m in modules)]:
+        candidate = resolve(name) if resolve else name
+        if candidate in mixtures or candidate in tasks:
+            return seqio.get_mixture_or_task(candidate)
+    raise UserError(
+        f"No task or mixture is called {name!r} in {', '.join(m.__name__ for m in modules)}."
+        f"{nearest(name, [*tasks, *mixtures])} `prompt-tuning data list` shows them all; give the module that registers "
+        "another one as MIXTURE_OR_TASK_MODULE."
+    )
+
+
+def _bind(task: seqio.Task, vocabulary: Vocabulary, data_dir: str | None) -> seqio.Task:
+    """The task over another vocabulary and, where its source knows official files, over those of `data_dir`."""
+    missing = {"inputs", "targets"} - set(task.output_features)
+    if missing:
+        raise UserError(
+            f"Task {task.name} has the features {', '.join(task.output_features)}; an encoder-decoder needs inputs and "
+            "targets."
+        )
+    words = seqio.SentencePieceVocabulary(vocabulary.path, vocabulary.extra_ids)
+    features = {
+        k: f if isinstance(f.vocabulary, seqio.PassThroughVocabulary) else dataclasses.replace(f, vocabulary=words)
+        for k, f in task.output_features.items()
+    }
+    source = task.source
+    if data_dir is not None and hasattr(source, "at"):
+        source = source.at(data_dir)
+    return task.replace(output_features=features, source=source)
+
+
+def _rates(mixture: seqio.Mixture, tasks: Mapping[str, seqio.Task]) -> dict[str, float]:
+    """Each task's rate by SeqIO's rules: a number, or a function of the task; a mixture inside shares out its own."""
+    rates: dict[str, float] = {}
+    for name, rate in mixture.rate_per_task_name.items():
+        if name in tasks:
+            trains = "train" in tasks[name].splits
+            rates[name] = rates.get(name, 0.0) + (
+                float(rate(tasks[name]) if callable(rate) else rate) if trains else 0.0
+            )
+            continue
+        inner = _rates(seqio.MixtureRegistry.get(name), tasks)
+        total = sum(inner.values()) or 1.0
+        for task, share in inner.items():
+            rates[task] = rates.get(task, 0.0) + float(rate) * share / total
+    return rates
+
+
+def _before_tokenizer(task: seqio.Task) -> tuple[list[Any] | None, bool]:
+    """The preprocessors before plain tokenisation, and whether a cut text keeps its EOS; None if not so simple.
+
+    Where tokens are only made and ended, sentencepiece does it in bulk, several times faster than inside tf.data.
+    """
+    steps = [p for p in task.preprocessors if not isinstance(p, seqio.CacheDatasetPlaceholder)]
+    plain = seqio.preprocessors
+    text_only = all(isinstance(f.vocabulary, seqio.SentencePieceVocabulary) for f in task.output_features.values())
+    for tail, keeps_eos in (
+        ([plain.tokenize, plain.append_eos], False),
+        ([plain.tokenize_and_append_eos], False),
+        ([plain.tokenize, plain.append_eos_after_trim], True),
+    ):
+        if text_only and steps[-len(tail) :] == tail:
+            return steps[: -len(tail)], keeps_eos
+    return None, False
+
+
+def _read(dataset: tf.data.Dataset) -> list[dict[str, Any]]:
+    """Every example as plain Python values: str, numbers, lists of these."""
+    rows: list[dict[str, Any]] = []
+    for batch in dataset.ragged_batch(READ_BATCH).prefetch(2):
+        rows.extend(_rows(batch))
+    return rows
+
+
+def _rows(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
+    columns = [_column(v) for v in batch.values()]
+    return [dict(zip(batch, values, strict=True)) for values in zip(*columns, strict=True)]
+
+
+def _column(values: Any) -> list[Any]:
+    if isinstance(values, Mapping):
+        return _rows(values)
+    plain = values.to_list() if isinstance(values, tf.RaggedTensor) else values.numpy().tolist()
+    return [_text(v) for v in plain] if values.dtype == tf.string else plain
+
+
+def _text(value: Any) -> Any:
+    return [_text(v) for v in value] if isinstance(value, list) else value.decode("utf-8", "replace")
+
+
+def _as_seqio(value: Any) -> Any:
+    """An example's field as SeqIO hands it to a postprocessor: bytes and numpy arrays."""
+    if isinstance(value, Mapping):
+        return {k: _as_seqio(v) for k, v in value.items()}
+    if isinstance(value, str):
+        return value.encode()
+    if isinstance(value, list):
+        items = [_as_seqio(v) for v in value]
+        return np.array(items, object) if any(isinstance(v, bytes) for v in items) else np.array(items)
+    return value
+
+
+def _trim(tokens: Sequence[Sequence[int]], limit: int) -> tuple[Ragged, int]:
+    """Sequences cut at the limit, in one flat array, and how many were cut."""
+    lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
+    cut = int((lengths > limit).sum())
+    if cut:
+        tokens = [t[:limit] for t in tokens]
+        lengths = np.minimum(lengths, limit)
+    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    return Ragged(np.fromiter(itertools.chain.from_iterable(tokens), np.int32, int(starts[-1])), starts), cut
+
+
+def _flat(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
+    """Metrics by name as floats; what is no number (a text, a histogram) is left out."""
+    scores: dict[str, float] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            scores.update(_flat(value, f"{prefix}{name}/"))
+            continue
+        with contextlib.suppress(TypeError, ValueError):
+            scores[prefix + name] = float(getattr(value, "value", value))
+    return scores

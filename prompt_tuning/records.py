@@ -1,0 +1,99 @@
+"""Rows of JSONL, CSV, TSV and Parquet files, each with the line it stands on, so that a mistake can be pointed at."""
+
+import csv
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from prompt_tuning.errors import UserError
+
+Record = tuple[int, dict[str, Any]]  # line number (row number in Parquet), counted from 1; columns by name
+FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+
+
+def read_records(path: Path, columns: Sequence[str] | None = None) -> Iterator[Record]:
+    """The rows of a file, by its ending.
+
+    Args:
+      path: a .jsonl, .csv, .tsv or .parquet file. TSV knows no quotes, as in GLUE; CSV has the usual ones.
+      columns: names for the columns of a CSV or TSV file without a header line.
+
+    Raises:
+      UserError: with file and line: no such file, not UTF-8, not an object, a row of another width than the header.
+    """
+    if not path.is_file():
+        raise UserError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; expected a file of examples.")
+    match path.suffix.lower():
+        case ".jsonl" | ".json":
+            return _jsonl(path)
+        case ".tsv":
+            return _table(path, ((n, line.split("\t")) for n, line in _lines(path)), columns)
+        case ".csv":
+            return _table(path, _csv(path), columns)
+        case ".parquet":
+            return _parquet(path)
+    raise UserError(f"{path} ends in {path.suffix!r}; expected one of {', '.join(FORMATS)}.")
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines by \\n alone: Python's own text mode would also break at characters that occur inside sentences."""
+    with path.open("rb") as file:
+        for n, raw in enumerate(file, 1):
+            try:
+                line = raw.decode("utf-8-sig" if n == 1 else "utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(
+                    f"{path}:{n}: byte {error.start + 1} of the line (0x{raw[error.start]:02x}) is not UTF-8. "
+                    f"Convert the file, for example with `iconv -f latin1 -t utf-8`."
+                ) from None
+            yield n, line.rstrip("\r\n")
+
+
+def _jsonl(path: Path) -> Iterator[Record]:
+    for n, line in _lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            cut = " The line looks truncated." if error.pos >= len(line.rstrip()) or "Unterminated" in error.msg else ""
+            raise UserError(f"{path}:{n}: not JSON: {error.msg} at column {error.colno}.{cut}") from None
+        if not isinstance(row, dict):
+            raise UserError(f"{path}:{n}: expected a JSON object {{...}} on each line, found {type(row).__name__}.")
+        yield n, row
+
+
+def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
+    reader = csv.reader((line + "\n" for _, line in _lines(path)), strict=True)
+    start = 1
+    try:
+        for row in reader:
+            yield start, row
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{path}:{start}: not CSV: {error}.") from None
+
+
+def _table(path: Path, rows: Iterator[tuple[int, list[str]]], columns: Sequence[str] | None) -> Iterator[Record]:
+    for n, row in rows:
+        if not row or row == [""]:
+            continue
+        if columns is None:
+            columns = row
+            continue
+        if len(row) != len(columns):
+            raise UserError(
+                f"{path}:{n}: {len(row)} columns where {len(columns)} were expected ({', '.join(columns)})."
+            )
+        yield n, dict(zip(columns, row, strict=True))
+
+
+def _parquet(path: Path) -> Iterator[Record]:
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        yield from enumerate(pyarrow.parquet.read_table(path).to_pylist(), 1)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise UserError(f"{path} is not a Parquet file: {error}") from None

@@ -1,0 +1,100 @@
+"""Sentencepiece without TensorFlow: text to ids and back, the same ids as SeqIO's vocabulary."""
+
+import functools
+import struct
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+import sentencepiece
+
+from prompt_tuning.errors import UserError
+
+PAD_ID = 0
+EOS_ID = 1
+
+
+class Vocabulary:
+    """T5's vocabulary: the pieces of a sentencepiece model, then the extra ids that mark spans.
+
+    As in T5, the extra ids count backwards from the end: `<extra_id_0>` is `size - 1`.
+
+    Raises:
+      UserError: the model file is missing or is no sentencepiece model.
+    """
+
+    pad_id = PAD_ID
+    eos_id = EOS_ID
+
+    def __init__(self, path: str | Path, extra_ids: int = 100):
+        self.path = str(path)
+        self.extra_ids = extra_ids
+        self._model = _processor(self.path, extra_ids)
+
+    @property
+    def size(self) -> int:
+        """Number of ids, extra ids included (32,100 for T5; its embedding table is padded beyond that)."""
+        return int(self._model.get_piece_size())
+
+    @property
+    def unk_id(self) -> int:
+        return int(self._model.unk_id())
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of a text, without EOS."""
+        return self._model.encode(text)
+
+    def encode_all(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of many texts, encoded on all cores."""
+        return self._model.encode(list(texts), num_threads=-1)
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """The text of ids up to the first EOS; padding is dropped and ids past the end read as unknown."""
+        kept = []
+        for i in ids:
+            if i == EOS_ID:
+                break
+            if i != PAD_ID:
+                kept.append(int(i) if i < self.size else self.unk_id)
+        return self._model.decode(kept)
+
+    def piece(self, id: int) -> str:
+        """The piece behind one id, for people; ids in the table's padding have none and show as their number."""
+        return self._model.id_to_piece(int(id)) if 0 <= id < self.size else f"<{id}>"
+
+    def can_spell(self, text: str) -> bool:
+        """Whether a text has at least one piece and no unknown one."""
+        ids = self.encode(text)
+        return bool(ids) and self.unk_id not in ids
+
+
+@functools.lru_cache(maxsize=8)
+def _processor(path: str, extra_ids: int) -> sentencepiece.SentencePieceProcessor:
+    where = Path(path).expanduser()
+    if not where.is_file():
+        found = "is a folder" if where.is_dir() else "does not exist"
+        raise UserError(f"The vocabulary {path} {found}; expected a sentencepiece model such as T5's spiece.model.")
+    # A serialised protocol buffer grows by concatenation, so the extra ids are appended as further pieces.
+    extra = b"".join(_user_defined_piece(f"▁<extra_id_{i}>") for i in reversed(range(extra_ids)))
+    processor = sentencepiece.SentencePieceProcessor()
+    model = where.read_bytes()
+    try:
+        if not model:
+            raise RuntimeError("the file is empty")
+        processor.LoadFromSerializedProto(model + extra)
+        if processor.get_piece_size() <= extra_ids:
+            raise RuntimeError("it holds no pieces")
+    except RuntimeError as error:
+        raise UserError(f"{path} is not a sentencepiece model ({len(model):,} bytes): {error}") from None
+    if (processor.pad_id(), processor.eos_id()) != (PAD_ID, EOS_ID):
+        raise UserError(
+            f"{path} has padding id {processor.pad_id()} and end-of-sequence id {processor.eos_id()}; "
+            f"a T5 vocabulary has {PAD_ID} and {EOS_ID}."
+        )
+    return processor
+
+
+def _user_defined_piece(piece: str) -> bytes:
+    """One `ModelProto.pieces` entry: field 1 {1: piece, 2: score 0.0, 3: type USER_DEFINED}."""
+    text = piece.encode()
+    body = b"\x0a" + bytes([len(text)]) + text + b"\x15" + struct.pack("<f", 0.0) + b"\x18\x04"
+    return b"\x0a" + bytes([len(body)]) + body

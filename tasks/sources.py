@@ -1,0 +1,197 @@
+"""Where examples come from: the official files under DATA_DIR, or TensorFlow Datasets at a pinned version."""
+
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import seqio
+import tensorflow as tf
+
+from prompt_tuning.errors import UserError
+from prompt_tuning.records import Record, read_records
+
+Rows = list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class OfficialFiles:
+    """A task's files as its authors publish them.
+
+    Attributes:
+      folders: where they stand below DATA_DIR; the first one that exists is taken.
+      files: file names of each split; the first one that exists is taken.
+      read: turns a file's rows into examples with the features that TensorFlow Datasets gives them.
+      dtypes: of the features that are not text.
+      columns: names for the columns of a file without a header line.
+    """
+
+    folders: tuple[str, ...]
+    files: Mapping[str, tuple[str, ...]]
+    read: Callable[[Path, Sequence[Record]], Rows]
+    dtypes: Mapping[str, tf.DType] = dataclasses.field(default_factory=dict)
+    columns: tuple[str, ...] | None = None
+
+    def folder(self, data_dir: str | Path) -> Path | None:
+        """The task's folder below DATA_DIR, which may also name a folder too high or too low by one."""
+        root = Path(data_dir).expanduser()
+        for folder in self.folders:
+            for candidate in (root / folder, root / Path(folder).name, root.parent / folder):
+                if candidate.is_dir():
+                    return candidate
+        return None
+
+    def path(self, folder: Path, split: str) -> Path | None:
+        return next((p for f in self.files[split] if (p := folder / f).is_file()), None)
+
+    def rows(self, folder: Path, split: str) -> Rows:
+        path = self.path(folder, split)
+        if path is None:
+            raise UserError(f"{folder} lacks the split {split!r}: expected {' or '.join(self.files[split])} there.")
+        rows = self.read(path, list(read_records(path, self.columns)))
+        if not rows:
+            raise UserError(f"{path} holds no examples.")
+        return rows
+
+
+class Source(seqio.DataSource):
+    """A SeqIO source over official files where DATA_DIR has them, else over TensorFlow Datasets; one schema for both.
+
+    Args:
+      tfds_name: name and pinned version, such as `super_glue/cb:1.0.2`; None where only files exist.
+      splits: the names of the splits here, and what TensorFlow Datasets calls them.
+      official: the files, if the task has any that this project reads.
+      data_dir: the folder to look in; None reads the environment variable DATA_DIR at the moment of use.
+    """
+
+    def __init__(
+        self,
+        tfds_name: str | None,
+        splits: Mapping[str, str],
+        official: OfficialFiles | None = None,
+        data_dir: str | None = None,
+    ):
+        super().__init__(splits)
+        self.tfds_name, self.split_names, self.official, self.data_dir = tfds_name, dict(splits), official, data_dir
+        self._tfds = seqio.TfdsDataSource(tfds_name, splits=dict(splits)) if tfds_name else None
+
+    def at(self, data_dir: str) -> "Source":
+        """The same source, looking for official files in `data_dir`."""
+        return Source(self.tfds_name, self.split_names, self.official, data_dir)
+
+    @property
+    def folder(self) -> Path | None:
+        """The folder of official files in use, or None where TensorFlow Datasets is."""
+        data_dir = self.data_dir or os.environ.get("DATA_DIR")
+        return self.official.folder(data_dir) if self.official and data_dir else None
+
+    @property
+    def splits(self) -> Sequence[str]:
+        folder = self.folder
+        if folder is None:
+            return tuple(self.split_names)
+        return tuple(s for s in self.official.files if self.official.path(folder, s))
+
+    @property
+    def supports_arbitrary_sharding(self) -> bool:
+        return False
+
+    def list_shards(self, split: str) -> Sequence[str]:
+        folder = self.folder
+        return self._from_tfds("list_shards", split) if folder is None else [str(self.official.path(folder, split))]
+
+    def num_input_examples(self, split: str) -> int | None:
+        folder = self.folder
+        return self._from_tfds("num_input_examples", split) if folder is None else len(self.rows(split))
+
+    def get_dataset(
+        self,
+        split: str = "train",
+        shuffle: bool = True,
+        seed: int | None = None,
+        shard_info: seqio.ShardInfo | None = None,
+        **unused: Any,
+    ) -> tf.data.Dataset:
+        if self.folder is None:
+            return self._from_tfds("get_dataset", split=split, shuffle=shuffle, seed=seed, shard_info=shard_info)
+        return dataset_of(self.rows(split), self.official.dtypes)
+
+    def rows(self, split: str) -> Rows:
+        """The examples of a split from official files."""
+        return self.official.rows(self.folder, split)
+
+    def _from_tfds(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        if self._tfds is None:
+            raise UserError(
+                f"This set stands in no TensorFlow Datasets; put its files under DATA_DIR/{self.official.folders[0]}."
+            )
+        try:
+            return getattr(self._tfds, method)(*args, **kwargs)
+        except Exception as error:  # the downloads of 30 sets fail in as many ways; each is the user's network or disk
+            official = f", or set DATA_DIR to a folder with {self.official.folders[0]}/" if self.official else ""
+            raise UserError(
+                f"TensorFlow Datasets could not give {self.tfds_name} ({type(error).__name__}: {error}). Connect to the "
+                f"network, set TFDS_DATA_DIR to a folder where it is prepared{official}."
+            ) from error
+
+    def __str__(self) -> str:
+        folder = self.folder
+        if folder is None:
+            return f"TensorFlow Datasets {self.tfds_name}"
+        return f"{folder} ({', '.join(sorted(p.name for p in folder.iterdir() if p.is_file()))})"
+
+    __repr__ = __str__
+
+
+def dataset_of(rows: Rows, dtypes: Mapping[str, tf.DType]) -> tf.data.Dataset:
+    """Rows of text, numbers and lists of text as a dataset; a field is text unless `dtypes` says otherwise."""
+    columns = {}
+    for name in rows[0]:
+        values = [row[name] for row in rows]
+        dtype = dtypes.get(name, tf.string)
+        columns[name] = tf.ragged.constant(values, dtype) if isinstance(values[0], list) else tf.constant(values, dtype)
+    return tf.data.Dataset.from_tensor_slices(columns)
+
+
+def field(path: Path, record: Record, name: str, kind: type = str) -> Any:
+    """One field of a record, which must be there, of its kind, and not empty."""
+    line, row = record
+    if name not in row:
+        raise UserError(f"{path}:{line}: no field {name!r}; found {', '.join(row)}.")
+    value = row[name]
+    if not isinstance(value, kind):
+        raise UserError(f"{path}:{line}: {name} should be {kind.__name__}, found {value!r}.")
+    if kind is str and not value.strip():
+        raise UserError(f"{path}:{line}: {name} is empty.")
+    return value
+
+
+def label(path: Path, record: Record, name: str, known: Sequence[Any]) -> int:
+    """The place of a record's label in `known`; -1 where a test set keeps it back."""
+    line, row = record
+    if row.get(name) is None:
+        if path.stem.startswith("test") or path.stem in ("AX-b", "AX-g"):
+            return -1
+        raise UserError(f"{path}:{line}: no field {name!r}; found {', '.join(row)}.")
+    # True == 1 in Python, so the kinds are compared too: a 1 among booleans is a wrong file, not a True.
+    for i, k in enumerate(known):
+        if row[name] == k and type(row[name]) is type(k):
+            return i
+    raise UserError(f"{path}:{line}: label {row[name]!r}; expected one of {', '.join(map(repr, known))}.")
+
+
+def text_fields(fields: Mapping[str, str] | Sequence[str], classes: Sequence[Any], label_name: str = "label"):
+    """A reader of sets whose rows are texts and a label: `fields` by feature name, with the file's names for them."""
+    columns = dict(fields) if isinstance(fields, Mapping) else {f: f for f in fields}
+
+    def read(path: Path, records: Sequence[Record]) -> Rows:
+        rows = []
+        for n, record in enumerate(records):
+            row: dict[str, Any] = {k: field(path, record, column) for k, column in columns.items()}
+            row["label"] = label(path, record, label_name, classes)
+            row["idx"] = int(record[1].get("idx", n))
+            rows.append(row)
+        return rows
+
+    return read

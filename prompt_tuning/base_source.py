@@ -1,0 +1,33 @@
+"""What every kind of base offers before its weights are read."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+from prompt_tuning.t5 import T5Config
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor in a file, in T5X's layout, not read yet."""
+
+    shape: tuple[int, ...]
+    read: Callable[..., np.ndarray]  # read() is all of it; a T5X tensor also reads a part, read(index)
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """An opened base: its sizes, and its tensors under T5X's names."""
+
+    path: str
+    config: T5Config
+    tensors: Mapping[str, Tensor]
+    unknown: tuple[str, ...] = ()  # tensors that have no T5X name
+    step: int | None = None
+    names: Mapping[str, str] = dataclasses.field(default_factory=dict)  # T5X name -> the file's own
+
+    def label(self, name: str) -> str:
+        """A tensor's name as the reader knows it: the file's own, and T5X's where they differ."""
+        own = self.names.get(name, name)
+        return own if own == name else f"{own} ({name})"

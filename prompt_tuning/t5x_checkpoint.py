@@ -1,0 +1,221 @@
+"""T5X's checkpoint folders: a msgpack index `checkpoint`, and one Zarr array a parameter through TensorStore."""
+
+import re
+import shutil
+import uuid
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import tensorstore as ts
+from flax import serialization, traverse_util
+
+from prompt_tuning.base_source import Source, Tensor
+from prompt_tuning.errors import UserError
+from prompt_tuning.t5 import T5Config
+
+VERSION = 3  # of the format; before it, bfloat16 was stored as uint16
+
+
+def newest(path: str) -> str:
+    """`path` itself if it is a checkpoint, else the one of the highest step in it."""
+    if not path.startswith("gs://"):
+        if (Path(path) / "checkpoint").is_file():
+            return path
+        names = [entry.name for entry in Path(path).iterdir()]
+    else:
+        if _get(path, "checkpoint") is not None:
+            return path
+        keys = _wait(path, ts.KvStore.open(_kvstore(path, "")), "opened").list().result()
+        names = [key.decode().partition("/")[0] for key in keys]
+    steps = [int(m[1]) for name in names if (m := re.fullmatch(r"checkpoint_(\d+)", name))]
+    if not steps:
+        raise UserError(f"There is no T5X checkpoint in {path}: expected a file `checkpoint`, or folders checkpoint_N.")
+    return f"{path}/checkpoint_{max(steps)}"
+
+
+def open_checkpoint(path: str, expected: T5Config | None = None) -> Source:
+    """Opens `checkpoint_N`; sizes come from the tensors' shapes, the gate's activation from `expected` if given."""
+    contents = _index(path)
+    version = contents.get("version", 0)
+    state = contents["optimizer"] if version else contents
+    target = state.get("target") if isinstance(state, dict) else None
+    if not isinstance(target, dict):
+        raise UserError(f"{path}/checkpoint has no entry `target`; it is not a T5X checkpoint of a model.")
+    target = target.get("params", target)
+    tensors = {name: tensor for name, tensor in _tensors(path, target).items() if "prompt" not in name}
+    tensors = _unscanned(path, tensors)
+    return Source(path, _config(path, tensors, expected), tensors, step=_step(state))
+
+
+def save_t5x(params: dict[str, Any], path: str | Path, step: int, dtype: Any = jnp.float32) -> str:
+    """Writes `path/checkpoint_<step>`, whole or not at all, so that T5X restores it; returns the folder."""
+    final = Path(path).expanduser().resolve() / f"checkpoint_{step}"
+    if final.exists():
+        raise UserError(f"{final} exists already. Give another folder or step, or remove it.")
+    temporary = final.with_name(f"{final.name}.tmp-{uuid.uuid4().hex[:8]}")
+    temporary.mkdir(parents=True)
+    index: dict[str, Any] = {}
+    try:
+        for name, array in traverse_util.flatten_dict(params, sep="/").items():
+            stored = f"target.{name.replace('/', '.')}"
+            spec = _write(temporary / stored, np.asarray(array).astype(dtype))
+            index[f"target/{name}"] = {**spec, "kvstore": {"driver": "file", "path": f"{stored}/"}}
+        tree = traverse_util.unflatten_dict(index, sep="/")
+        tree["state"] = {"step": np.int32(step), "param_states": {}}
+        (temporary / "checkpoint").write_bytes(serialization.msgpack_serialize({"version": VERSION, "optimizer": tree}))
+        temporary.rename(final)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return str(final)
+
+
+def _write(folder: Path, array: np.ndarray) -> dict[str, Any]:
+    spec = {
+        "driver": "zarr",
+        "dtype": array.dtype.name,
+        "metadata": {"shape": list(array.shape), "chunks": list(array.shape), "compressor": {"id": "gzip"}},
+    }
+    kvstore = {"driver": "file", "path": f"{folder}/"}
+    # an all-zero tensor is written too, so that a missing chunk always means a broken copy
+    opened = {**spec, "kvstore": kvstore, "store_data_equal_to_fill_value": True}
+    ts.open(opened, create=True).result().write(array).result()
+    return spec
+
+
+def _index(path: str) -> dict[str, Any]:
+    data = _get(path, "checkpoint")
+    if data is None:
+        raise UserError(f"There is no file {path}/checkpoint; expected a T5X folder checkpoint_N.")
+    if data.startswith(b"model_checkpoint_path"):
+        raise UserError(
+            f"{path} is a Mesh TensorFlow checkpoint. Use the T5X one of the same model, for example"
+            " gs://t5-data/pretrained_models/t5x/t5_1_1_lm100k_base/checkpoint_1100000."
+        )
+    try:
+        contents = serialization.msgpack_restore(data)
+    except Exception as error:  # msgpack, numpy and flax each raise their own kinds for garbage
+        raise UserError(f"{path}/checkpoint is not a readable T5X index ({error!r:.200}): copy it again.") from error
+    if not isinstance(contents, dict) or (contents.get("version", 0) and "optimizer" not in contents):
+        raise UserError(f"{path}/checkpoint is msgpack, but not a T5X index: it has no entry `optimizer`.")
+    return contents
+
+
+def _tensors(path: str, target: dict[str, Any]) -> dict[str, Tensor]:
+    """Every array below `target`; stores are opened together, as each costs a round trip on gs://."""
+    try:
+        leaves = traverse_util.flatten_dict(target, is_leaf=lambda _, leaf: _is_spec(leaf), sep="/")
+    except TypeError as error:
+        raise UserError(f"{path}/checkpoint names its tensors with something else than text: copy it again.") from error
+    opened = {name: ts.open(_spec(path, name, leaf), open=True) for name, leaf in leaves.items() if _is_spec(leaf)}
+    found = {}
+    for name, leaf in leaves.items():
+        if name in opened:
+            store = _wait(path, opened[name], f"the tensor {name}")
+            found[name] = Tensor(tuple(store.shape), lambda at=..., store=store: _decoded(store[at].read().result()))
+        elif isinstance(leaf, np.ndarray | np.generic):
+            found[name] = Tensor(leaf.shape, lambda at=..., leaf=leaf: _decoded(np.asarray(leaf)[at]))
+    return found
+
+
+def _is_spec(leaf: Any) -> bool:
+    return isinstance(leaf, dict) and "driver" in leaf
+
+
+def _spec(path: str, name: str, leaf: dict[str, Any]) -> dict[str, Any]:
+    """A spec for here: of the stored one only the array's folder counts, as checkpoints move between machines."""
+    while "base" in leaf:
+        leaf = leaf["base"]
+    kvstore = leaf.get("kvstore")
+    stored = kvstore.get("path") if isinstance(kvstore, dict) else None
+    stored = str(stored or leaf.get("path") or f"target.{name.replace('/', '.')}").strip("/").rpartition("/")[2]
+    return {"driver": "zarr", "kvstore": _kvstore(path, f"{stored}/"), "fill_missing_data_reads": False}
+
+
+def _kvstore(path: str, inside: str) -> dict[str, Any]:
+    if path.startswith("gs://"):
+        bucket, _, key = path.removeprefix("gs://").partition("/")
+        return {"driver": "gcs", "bucket": bucket, "path": f"{key}/{inside}"}
+    return {"driver": "file", "path": f"{path}/{inside}"}
+
+
+def _get(path: str, name: str) -> bytes | None:
+    """A whole small file, or None if it is not there."""
+    store = _wait(path, ts.KvStore.open(_kvstore(path, "")), "the folder")
+    result = _wait(path, store.read(name), name)
+    return bytes(result.value) if result.state == "value" else None
+
+
+def _wait(path: str, future: Any, what: str) -> Any:
+    try:
+        return future.result()
+    except (ValueError, OSError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:300]
+        hint = " On gs://, type gcloud auth application-default login." if path.startswith("gs://") else ""
+        raise UserError(f"In {path}, {what} cannot be opened ({reason}): copy it again.{hint}") from error
+
+
+def _decoded(array: np.ndarray) -> np.ndarray:
+    return array.view(jnp.bfloat16) if array.dtype == np.uint16 else array
+
+
+def _step(state: dict[str, Any]) -> int | None:
+    step = state.get("state", {}).get("step") if isinstance(state.get("state"), dict) else None
+    return int(np.asarray(step).reshape(-1)[0]) if isinstance(step, int | np.ndarray | np.generic) else None
+
+
+def _unscanned(path: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Layers stacked by `scan_layers` (`encoder/encoder/...`, layer axis 1) as one tensor a layer."""
+    plain = {}
+    for name, tensor in tensors.items():
+        scanned = re.fullmatch(r"(encoder/encoder|decoder/decoder)/(.+)", name)
+        if not scanned:
+            plain[name] = tensor
+            continue
+        stack, rest = scanned[1].partition("/")[0], scanned[2]
+        if len(tensor.shape) < 2:
+            raise UserError(f"{path}: {name} {tensor.shape} has no layer axis, though its layers are scanned.")
+        shape = tensor.shape[:1] + tensor.shape[2:]
+        if rest == "relpos_bias/rel_embedding":
+            plain[f"{stack}/{rest}"] = Tensor(shape, lambda n=name, t=tensor: _shared_bias(path, n, t.read()))
+            continue
+        for i in range(tensor.shape[1]):
+            plain[f"{stack}/layers_{i}/{rest}"] = Tensor(shape, lambda t=tensor, i=i: t.read(np.s_[:, i]))
+    return plain
+
+
+def _shared_bias(path: str, name: str, array: np.ndarray) -> np.ndarray:
+    if not (array == array[:, :1]).all():
+        raise UserError(
+            f"{path}: {name} differs between layers (T5X's scalable_t5 learns one relative bias a layer);"
+            " this network, like every released T5, shares one among them."
+        )
+    return array[:, 0]
+
+
+def _config(path: str, tensors: dict[str, Tensor], expected: T5Config | None) -> T5Config:
+    gated = "encoder/layers_0/mlp/wi_0/kernel" in tensors
+    wi = f"encoder/layers_0/mlp/{'wi_0' if gated else 'wi'}/kernel"
+    telling = {
+        "token_embedder/embedding": 2, "encoder/relpos_bias/rel_embedding": 2,
+        "encoder/layers_0/attention/query/kernel": 2, wi: 2,
+    }  # fmt: skip
+    absent = [name for name, rank in telling.items() if name not in tensors or len(tensors[name].shape) != rank]
+    if absent:
+        raise UserError(
+            f"{path} is a T5X checkpoint, but not of a T5: {', '.join(absent)} missing or not of rank 2."
+            f" It holds {', '.join(sorted(tensors)[:4]) or 'nothing'}, ..."
+        )
+    (vocab_size, emb_dim), (heads, _), (_, joined), (_, mlp_dim) = (tensors[name].shape for name in telling)
+    activations = ("gelu", "linear") if gated else ("relu",)
+    if expected is not None and len(expected.mlp_activations) == len(activations):
+        activations = tuple(expected.mlp_activations)  # the function leaves no trace in the weights
+    layers = lambda stack: (
+        1 + max((int(m[1]) for name in tensors if (m := re.match(rf"{stack}/layers_(\d+)/", name))), default=-1)
+    )
+    return T5Config(
+        vocab_size, emb_dim, heads, joined // heads, mlp_dim, layers("encoder"), layers("decoder"), activations,
+        logits_via_embedding="decoder/logits_dense/kernel" not in tensors,
+    )  # fmt: skip

@@ -5,9 +5,7 @@ A task keeps its own preprocessors, postprocessor and metrics. Only the vocabula
 
 import contextlib
 import dataclasses
-import functools
 import importlib
-import itertools
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,7 +17,7 @@ import numpy as np
 
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.examples import Examples, Mixture, Ragged
-from prompt_tuning.vocabulary import EOS_ID, Vocabulary
+from prompt_tuning.vocabulary import Vocabulary, flatten
 
 LENGTHS = {"inputs": 512, "targets": 62}  # T5's lengths for SuperGLUE
 READ_BATCH = 1024  # examples handed from TensorFlow to numpy at a time
@@ -75,6 +73,12 @@ def open_mixture(
         raise UserError(f"DATA_DIR {data_dir} is not a folder; give the folder that holds superglue/ and glue/.")
     tasks = {t.name: _bind(t, vocabulary, data_dir) for t in seqio.get_subtasks(provider)}
     members = tuple(SeqioTask(t, vocabulary, lengths) for t in tasks.values())
+    for member in members:
+        unspelled = [label for label in member.labels if not vocabulary.can_spell(label)]
+        if unspelled:
+            raise UserError(
+                f"The vocabulary {vocabulary.path} cannot spell {unspelled} of the labels of {member.name}."
+            )
     if isinstance(provider, seqio.Task):
         return Mixture(provider.name, members, (1.0,))
     rates = _rates(provider, tasks)
@@ -89,13 +93,14 @@ def known_names(module: str | None = None) -> tuple[list[str], list[str]]:
     return sorted(seqio.TaskRegistry.names()), sorted(seqio.MixtureRegistry.names())
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class SeqioTask:
     """A SeqIO task over one vocabulary and one pair of lengths (an `examples.Task`)."""
 
     task: seqio.Task
     vocabulary: Vocabulary
     lengths: Mapping[str, int]
+    _loaded: dict[str, Examples] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
     @property
     def name(self) -> str:
@@ -110,10 +115,6 @@ class SeqioTask:
         """The `label_classes` its postprocessor was given, the custom of T5's own tasks."""
         keywords = getattr(self.task.postprocessor, "keywords", None) or {}
         return tuple(keywords.get("label_classes", ()))
-
-    @functools.cached_property
-    def _loaded(self) -> dict[str, Examples]:
-        return {}
 
     def load(self, split: str) -> Examples:
         """All examples of a split, unshuffled, cut to the lengths.
@@ -131,7 +132,7 @@ class SeqioTask:
         return self._loaded[split]
 
     def _load(self, split: str) -> Examples:
-        head, keeps_eos = _before_tokenizer(self.task)
+        head, keep_eos = _before_tokenizer(self.task)
         if head is None:
             rows = _read(
                 self.task.get_dataset(
@@ -145,24 +146,22 @@ class SeqioTask:
         else:
             plain = self.task.replace(preprocessors=head)
             source = plain.source.get_dataset(split=split, shuffle=False, seed=0)
-            rows = _read(plain.preprocess_postcache(source, self.lengths, seed=0))
+            if batched := all(getattr(step, "on_batches", False) for step in head):
+                source = source.ragged_batch(READ_BATCH)
+            rows = _read(plain.preprocess_postcache(source, self.lengths, seed=0), batched)
             for row in rows:
                 for k in plain.output_features:
                     row[f"{k}_pretokenized"] = row.pop(k)
-            tokens = {k: self._tokenise(rows, k, keeps_eos) for k in ("inputs", "targets")}
+            tokens = {
+                k: self.vocabulary.tokenise(
+                    [row[f"{k}_pretokenized"] for row in rows],
+                    self.lengths[k],
+                    add_eos=self.task.output_features[k].add_eos,
+                    keep_eos=keep_eos,
+                )
+                for k in ("inputs", "targets")
+            }
         return Examples(self.name, split, tokens["inputs"][0], tokens["targets"][0], rows, tokens["inputs"][1])
-
-    def _tokenise(self, rows: Sequence[Mapping[str, Any]], feature: str, keeps_eos: bool) -> tuple[Ragged, int]:
-        tokens = self.vocabulary.encode_all([row[f"{feature}_pretokenized"] for row in rows])
-        limit, cut = self.lengths[feature], 0
-        if self.task.output_features[feature].add_eos:
-            for ids in tokens:
-                if keeps_eos and len(ids) >= limit:
-                    del ids[limit - 1 :]
-                    cut += 1
-                ids.append(EOS_ID)
-        ragged, cut_here = _trim(tokens, limit)
-        return ragged, cut + cut_here
 
     def score(self, examples: Examples, predictions: Sequence[str]) -> dict[str, float]:
         """The task's own metrics of one predicted text for every example.
@@ -196,8 +195,8 @@ def _import(module: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name and (module == error.name or module.startswith(f"{error.name}.")):
             raise UserError(
-                f"No module {module!r} to take tasks from. Give its import name, as in 'my_tasks' for my_tasks.py in the "
-                "working folder or on PYTHONPATH."
+                f"No module {module!r} to take tasks from. Give its import name, as in 'my_tasks' for my_tasks.py in "
+                "the working folder or on PYTHONPATH."
             ) from None
         raise
     except ValueError as error:
@@ -215,8 +214,8 @@ def _find(name: str, modules: Sequence[ModuleType]) -> seqio.Task | seqio.Mixtur
             return seqio.get_mixture_or_task(candidate)
     raise UserError(
         f"No task or mixture is called {name!r} in {', '.join(m.__name__ for m in modules)}."
-        f"{nearest(name, [*tasks, *mixtures])} `prompt-tuning data list` shows them all; give the module that registers "
-        "another one as MIXTURE_OR_TASK_MODULE."
+        f"{nearest(name, [*tasks, *mixtures])} `prompt-tuning data list` shows them all; give the module that "
+        "registers another one as MIXTURE_OR_TASK_MODULE."
     )
 
 
@@ -264,20 +263,20 @@ def _before_tokenizer(task: seqio.Task) -> tuple[list[Any] | None, bool]:
     steps = [p for p in task.preprocessors if not isinstance(p, seqio.CacheDatasetPlaceholder)]
     plain = seqio.preprocessors
     text_only = all(isinstance(f.vocabulary, seqio.SentencePieceVocabulary) for f in task.output_features.values())
-    for tail, keeps_eos in (
+    for tail, keep_eos in (
         ([plain.tokenize, plain.append_eos], False),
         ([plain.tokenize_and_append_eos], False),
         ([plain.tokenize, plain.append_eos_after_trim], True),
     ):
         if text_only and steps[-len(tail) :] == tail:
-            return steps[: -len(tail)], keeps_eos
+            return steps[: -len(tail)], keep_eos
     return None, False
 
 
-def _read(dataset: tf.data.Dataset) -> list[dict[str, Any]]:
+def _read(dataset: tf.data.Dataset, batched: bool = False) -> list[dict[str, Any]]:
     """Every example as plain Python values: str, numbers, lists of these."""
     rows: list[dict[str, Any]] = []
-    for batch in dataset.ragged_batch(READ_BATCH).prefetch(2):
+    for batch in (dataset if batched else dataset.ragged_batch(READ_BATCH)).prefetch(2):
         rows.extend(_rows(batch))
     return rows
 
@@ -311,14 +310,8 @@ def _as_seqio(value: Any) -> Any:
 
 
 def _trim(tokens: Sequence[Sequence[int]], limit: int) -> tuple[Ragged, int]:
-    """Sequences cut at the limit, in one flat array, and how many were cut."""
-    lengths = np.fromiter(map(len, tokens), np.int64, len(tokens))
-    cut = int((lengths > limit).sum())
-    if cut:
-        tokens = [t[:limit] for t in tokens]
-        lengths = np.minimum(lengths, limit)
-    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
-    return Ragged(np.fromiter(itertools.chain.from_iterable(tokens), np.int32, int(starts[-1])), starts), cut
+    """Sequences cut at the limit, and how many were."""
+    return flatten([t[:limit] for t in tokens]), sum(len(t) > limit for t in tokens)
 
 
 def _flat(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

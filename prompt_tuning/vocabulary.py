@@ -1,13 +1,16 @@
 """Sentencepiece without TensorFlow: text to ids and back, the same ids as SeqIO's vocabulary."""
 
 import functools
+import itertools
 import struct
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.examples import Ragged
 
 PAD_ID = 0
 EOS_ID = 1
@@ -47,6 +50,26 @@ class Vocabulary:
         """The ids of many texts, encoded on all cores."""
         return self._model.encode(list(texts), num_threads=-1)
 
+    def tokenise(
+        self, texts: Sequence[str], limit: int, add_eos: bool = True, keep_eos: bool = True
+    ) -> tuple[Ragged, int]:
+        """The ids of many texts, EOS added, none longer than `limit`; and how many had to be cut.
+
+        A cut text still ends in EOS with `keep_eos`, as in SeqIO's `append_eos_after_trim`; else it ends where it was
+        cut, as in `append_eos`.
+        """
+        tokens = self.encode_all(texts)
+        cut = 0
+        for ids in tokens:
+            if add_eos:
+                ids.append(EOS_ID)
+            if len(ids) > limit:
+                cut += 1
+                del ids[limit:]
+                if add_eos and keep_eos:
+                    ids[-1] = EOS_ID
+        return flatten(tokens), cut
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids up to the first EOS; padding is dropped and ids past the end read as unknown."""
         kept = []
@@ -65,6 +88,13 @@ class Vocabulary:
         """Whether a text has at least one piece and no unknown one."""
         ids = self.encode(text)
         return bool(ids) and self.unk_id not in ids
+
+
+def flatten(sequences: Sequence[Sequence[int]]) -> Ragged:
+    """`Ragged.of` for lists of Python integers, several times as fast."""
+    lengths = np.fromiter(map(len, sequences), np.int64, len(sequences))
+    starts = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+    return Ragged(np.fromiter(itertools.chain.from_iterable(sequences), np.int32, int(starts[-1])), starts)
 
 
 @functools.lru_cache(maxsize=8)

@@ -44,7 +44,7 @@ def add(
                 *to_text,
                 seqio.preprocessors.tokenize,
                 seqio.CacheDatasetPlaceholder(),
-                seqio.preprocessors.append_eos,
+                seqio.preprocessors.append_eos_after_trim,
             ],
             output_features=FEATURES,
             postprocess_fn=postprocess,

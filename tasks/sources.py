@@ -131,8 +131,8 @@ class Source(seqio.DataSource):
         except Exception as error:  # the downloads of 30 sets fail in as many ways; each is the user's network or disk
             official = f", or set DATA_DIR to a folder with {self.official.folders[0]}/" if self.official else ""
             raise UserError(
-                f"TensorFlow Datasets could not give {self.tfds_name} ({type(error).__name__}: {error}). Connect to the "
-                f"network, set TFDS_DATA_DIR to a folder where it is prepared{official}."
+                f"TensorFlow Datasets could not give {self.tfds_name} ({type(error).__name__}: {error}). Connect to "
+                f"the network, set TFDS_DATA_DIR to a folder where it is prepared{official}."
             ) from error
 
     def __str__(self) -> str:

@@ -2,7 +2,8 @@
 
 import tensorflow as tf
 
-from tasks import formats, metrics
+from prompt_tuning import metrics
+from tasks import formats
 from tasks.registry import add
 from tasks.sources import OfficialFiles, Source, text_fields
 

@@ -1,0 +1,219 @@
+"""A task without Python: a TOML file that names the data, the text, the answer and the metric.
+
+inputs = "hypothesis: {hypothesis} premise: {premise}"   # {column} stands for that column's text
+target = "label"                                         # the column with the answer, or a template as above
+labels = ["entailment", "contradiction", "neutral"]      # optional: the answers to choose from
+metric = "accuracy"                                      # optional: one name or a list
+train = "train.jsonl"                                    # .jsonl, .csv, .tsv or .parquet; one name or a list
+validation = "dev.jsonl"
+"""
+
+import dataclasses
+import re
+import textwrap
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from prompt_tuning import metrics
+from prompt_tuning.errors import UserError, nearest
+from prompt_tuning.examples import Examples, Mixture
+from prompt_tuning.records import Record, read_records
+from prompt_tuning.vocabulary import Vocabulary
+
+SPLITS = ("train", "validation", "test")
+KEYS = ("name", "inputs", "target", "labels", "metric", *SPLITS)
+METRICS = ("accuracy", "f1", "macro_f1", "matthews", "pearson", "spearman", "squad", "rouge")
+_COLUMN = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?")
+
+
+def open_task_file(path: str | Path, vocabulary: Vocabulary, lengths: Mapping[str, int]) -> Mixture:
+    """The task that a TOML file describes, as a mixture of one; relative paths start at the file's folder.
+
+    Raises:
+      UserError: with the file, and the line where there is one, for anything that is not as it should be.
+    """
+    where = Path(path).expanduser()
+    if not where.is_file():
+        raise UserError(f"The task file {path} does not exist.")
+    if where.suffix.lower() in (".jsonl", ".csv", ".tsv", ".parquet"):
+        raise UserError(f"{path} is data; a TASK_FILE is a TOML file that describes it, such as:\n{EXAMPLE}")
+    try:
+        settings = tomllib.loads(where.read_text("utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: byte {error.start + 1} is not UTF-8.") from None
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{path} is not TOML: {error}. It should look like:\n{EXAMPLE}") from None
+    task = FileTask(where, _checked(where, settings, vocabulary), vocabulary, dict(lengths))
+    return Mixture(task.name, (task,), (1.0,))
+
+
+EXAMPLE = textwrap.dedent("\n".join((__doc__ or "").splitlines()[2:]))
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class FileTask:
+    """A task read from rows by a template (an `examples.Task`)."""
+
+    path: Path
+    settings: Mapping[str, Any]
+    vocabulary: Vocabulary
+    lengths: Mapping[str, int]
+    _loaded: dict[str, Examples] = dataclasses.field(default_factory=dict, init=False, repr=False)
+
+    @property
+    def name(self) -> str:
+        return self.settings["name"]
+
+    @property
+    def splits(self) -> tuple[str, ...]:
+        return tuple(s for s in SPLITS if s in self.settings)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(self._answers.values()))
+
+    @property
+    def _answers(self) -> dict[str, str]:
+        """From what the target column may hold to the label's text."""
+        return self.settings["labels"]
+
+    def load(self, split: str) -> Examples:
+        """All examples of a split, in file order."""
+        if split not in self.splits:
+            raise UserError(f"{self.path} names no {split} file; it has {', '.join(self.splits)}.")
+        if split not in self._loaded:
+            self._loaded[split] = self._load(split)
+        return self._loaded[split]
+
+    def _load(self, split: str) -> Examples:
+        texts = [
+            self._texts(file, record)
+            for file in self.settings[split]
+            for record in read_records(self.path.parent / file)
+        ]
+        if not texts:
+            raise UserError(f"{', '.join(map(str, self.settings[split]))} of {self.path} holds no examples.")
+        inputs, cut = self.vocabulary.tokenise([t["inputs_pretokenized"] for t in texts], self.lengths["inputs"])
+        targets, _ = self.vocabulary.tokenise([t["targets_pretokenized"] for t in texts], self.lengths["targets"])
+        return Examples(self.name, split, inputs, targets, texts, cut)
+
+    def _texts(self, file: str, record: Record) -> dict[str, Any]:
+        at = f"{self.path.parent / file}:{record[0]}"
+        inputs = _fill(self.settings["inputs"], record, at)
+        target = _fill(self.settings["target"], record, at)
+        if self._answers:
+            if target not in self._answers:
+                known = ", ".join(map(repr, self._answers))
+                raise UserError(f"{at}: label {target!r}; {self.path} knows {known}.{nearest(target, self._answers)}")
+            target = self._answers[target]
+        for kind, text in (("inputs", inputs), ("target", target)):
+            if not text.strip():
+                raise UserError(f"{at}: the {kind} is empty.")
+        if {"pearson", "spearman"} & set(self.settings["metric"]) and not _NUMBER.fullmatch(target.strip()):
+            raise UserError(f"{at}: the target {target!r} is no number, which a correlation needs.")
+        return {"inputs_pretokenized": inputs, "targets_pretokenized": target}
+
+    def score(self, examples: Examples, predictions: Sequence[str]) -> dict[str, float]:
+        """The file's metrics, in percent."""
+        targets = [t["targets_pretokenized"] for t in examples.texts]
+        if len(predictions) != len(targets):
+            raise UserError(f"{len(predictions)} predictions for the {len(targets)} examples of {self.name}.")
+        scores: dict[str, float] = {}
+        for name in self.settings["metric"]:
+            scores.update(_score(name, targets, predictions, self.labels))
+        return scores
+
+
+def _score(name: str, targets: Sequence[str], predictions: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
+    match name:
+        case "squad":
+            return metrics.squad([[t] for t in targets], predictions)
+        case "rouge":
+            return metrics.rouge(targets, predictions)
+        case "pearson" | "spearman":
+            return getattr(metrics, name)([float(t) for t in targets], [_number(p) for p in predictions])
+    if not labels:
+        return metrics.accuracy([t.strip() for t in targets], [p.strip() for p in predictions])
+    place = {label: i for i, label in enumerate(labels)}
+    ids = [place[t] for t in targets], [place.get(p, -1) for p in predictions]
+    return metrics.mean_class_f1(len(labels))(*ids) if name == "macro_f1" else getattr(metrics, name)(*ids)
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return -1.0
+
+
+def _fill(template: str, record: Record, at: str) -> str:
+    row = record[1]
+
+    def value(match: re.Match[str]) -> str:
+        column = match.group(1)
+        if column is None:
+            return match.group(0)[0]
+        if column not in row:
+            raise UserError(f"{at}: no column {column!r}; found {', '.join(row)}.{nearest(column, row)}")
+        if row[column] is None or row[column] == "":
+            raise UserError(f"{at}: the column {column!r} is empty.")
+        return str(row[column])
+
+    return _COLUMN.sub(value, template)
+
+
+def _checked(path: Path, given: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
+    """The settings with every default filled in and every list a list."""
+    for key in given:
+        if key not in KEYS:
+            raise UserError(f"{path}: unknown setting {key!r}.{nearest(key, KEYS)} Known: {', '.join(KEYS)}.")
+    for key in ("inputs", "target"):
+        if not isinstance(given.get(key), str):
+            raise UserError(
+                f"{path}: {key} is {'not a text' if key in given else 'missing'}. It should look like:\n{EXAMPLE}"
+            )
+    settings: dict[str, Any] = {"name": str(given.get("name", path.stem)), "inputs": given["inputs"]}
+    if not re.search(r"\{[^{}]+\}", settings["inputs"]):
+        raise UserError(f'{path}: inputs names no column; write one in braces, as in "sentence: {{sentence}}".')
+    settings["target"] = given["target"] if "{" in given["target"] else "{" + given["target"] + "}"
+    settings["labels"] = _labels(path, given.get("labels", {}))
+    for label in settings["labels"].values():
+        if not vocabulary.can_spell(label):
+            raise UserError(f"{path}: the vocabulary {vocabulary.path} cannot spell the label {label!r}.")
+    settings["metric"] = _listed(path, "metric", given.get("metric", "accuracy"))
+    for metric in settings["metric"]:
+        if metric not in METRICS:
+            raise UserError(
+                f"{path}: unknown metric {metric!r}.{nearest(metric, METRICS)} Known: {', '.join(METRICS)}."
+            )
+        if metric in ("f1", "macro_f1", "matthews") and not settings["labels"]:
+            raise UserError(f"{path}: the metric {metric} needs labels.")
+    settings |= {split: _listed(path, split, given[split]) for split in SPLITS if split in given}
+    if not any(split in settings for split in SPLITS):
+        raise UserError(f'{path} names no data; add train, validation or test, as in: train = "train.jsonl".')
+    return settings
+
+
+def _listed(path: Path, key: str, value: Any) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    if not values or not all(isinstance(v, str) for v in values):
+        raise UserError(f"{path}: {key} should be a text or a list of texts, found {value!r}.")
+    return values
+
+
+def _labels(path: Path, given: Any) -> dict[str, str]:
+    """From the column's value to the label: a table says so; in a list a label stands for itself and for its number."""
+    if isinstance(given, list) and all(isinstance(v, str) for v in given) and len(set(given)) == len(given):
+        numbered = {str(i): label for i, label in enumerate(given)}
+        truth = {"False": given[0], "True": given[1]} if len(given) == 2 else {}
+        return {label: label for label in given} | {k: v for k, v in (numbered | truth).items() if k not in given}
+    if isinstance(given, dict) and all(isinstance(v, str) for v in given.values()):
+        capitals = {"false": "False", "true": "True"}  # as Python spells a JSON or Parquet boolean
+        return {capitals.get(k, k): v for k, v in given.items()}
+    raise UserError(
+        f"{path}: labels should be a list of different texts, or a table from the column's values to the labels, as in "
+        f'labels = {{0 = "negative", 1 = "positive"}}; found {given!r}.'
+    )

@@ -1,0 +1,174 @@
+"""A task is a TOML file, and every mistake in it or in its data is named with file and line."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import sentencepiece
+
+from prompt_tuning.errors import UserError
+from prompt_tuning.task_file import open_task_file
+from prompt_tuning.vocabulary import Vocabulary
+
+LENGTHS = {"inputs": 64, "targets": 8}
+NLI = """
+inputs = "hypothesis: {hypothesis} premise: {premise}"
+target = "label"
+labels = ["entailment", "neutral"]
+train = "train.jsonl"
+"""
+ROWS = [
+    {"hypothesis": "the film is thin", "premise": "a thin plot", "label": "entailment"},
+    {"hypothesis": "it rains", "premise": "a good film", "label": "neutral"},
+]
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory) -> Vocabulary:
+    folder = tmp_path_factory.mktemp("vocabulary")
+    lines = [
+        "hypothesis: premise: sentence: entailment neutral negative positive",
+        "abcdefghijklmnopqrstuvwxyz {}0123.",
+    ]
+    (folder / "corpus.txt").write_text("\n".join(lines * 20))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "corpus.txt"), model_prefix=str(folder / "tiny"), vocab_size=80, pad_id=0, eos_id=1,
+        unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    return Vocabulary(folder / "tiny.model", extra_ids=10)
+
+
+@pytest.fixture
+def write(tmp_path, vocabulary):
+    """Writes a task file and its data; returns the opened task."""
+
+    def write(toml: str = NLI, lengths=LENGTHS, **files):
+        files = files or {"train.jsonl": "".join(json.dumps(r) + "\n" for r in ROWS)}
+        for name, content in files.items():
+            (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+        (tmp_path / "nli.toml").write_text(toml)
+        return open_task_file(tmp_path / "nli.toml", vocabulary, lengths).tasks[0]
+
+    return write
+
+
+def test_the_template_makes_the_text_and_the_file_names_the_task(write, vocabulary):
+    task = write()
+    examples = task.load("train")
+    assert (task.name, task.labels, task.splits) == ("nli", ("entailment", "neutral"), ("train",))
+    assert examples.texts[0]["inputs_pretokenized"] == "hypothesis: the film is thin premise: a thin plot"
+    assert examples.inputs[0].tolist() == [*vocabulary.encode(examples.texts[0]["inputs_pretokenized"]), 1]
+    assert [vocabulary.decode(t) for t in (examples.targets[0], examples.targets[1])] == ["entailment", "neutral"]
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv", "parquet"])
+def test_every_format_gives_the_same_examples(write, tmp_path, ending):
+    columns, cells = list(ROWS[0]), [list(r.values()) for r in ROWS]
+    files = {
+        "jsonl": "".join(json.dumps(r) + "\n" for r in ROWS),
+        "csv": ",".join(columns) + "\r\n" + "".join(",".join(f'"{c}"' for c in row) + "\r\n" for row in cells),
+        "tsv": "\t".join(columns) + "\n" + "".join("\t".join(row) + "\n" for row in cells),
+        "parquet": b"",
+    }
+    if ending == "parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), tmp_path / "x.parquet")
+        files["parquet"] = (tmp_path / "x.parquet").read_bytes()
+    task = write(NLI.replace("train.jsonl", f"train.{ending}"), **{f"train.{ending}": files[ending]})
+    assert [t["inputs_pretokenized"] for t in task.load("train").texts] == [
+        f"hypothesis: {r['hypothesis']} premise: {r['premise']}" for r in ROWS
+    ]
+
+
+def test_labels_may_be_numbers_or_a_table_from_the_columns_values(write):
+    toml = 'inputs = "sentence: {s}"\ntarget = "y"\nlabels = %s\ntrain = "t.jsonl"\n'
+    rows = '{"s": "good", "y": %s}\n{"s": "bad", "y": %s}\n'
+    for labels, values in (
+        ('["negative", "positive"]', ("1", "0")),
+        ('["negative", "positive"]', ("true", "false")),
+        ('{false = "negative", true = "positive"}', ("true", "false")),
+        ('{"-" = "negative", "+" = "positive"}', ('"+"', '"-"')),
+    ):
+        examples = write(toml % labels, **{"t.jsonl": rows % values}).load("train")
+        assert [t["targets_pretokenized"] for t in examples.texts] == ["positive", "negative"]
+
+
+def test_long_inputs_are_cut_and_counted_and_still_end(write):
+    examples = write(lengths={"inputs": 5, "targets": 8}).load("train")
+    assert examples.truncated == 2
+    assert examples.inputs.lengths.tolist() == [5, 5]
+    assert examples.inputs[0][-1] == 1
+
+
+def test_metrics_count_a_text_that_is_no_label_as_wrong(write):
+    task = write(NLI.replace("train =", 'metric = ["accuracy", "macro_f1"]\ntrain ='))
+    examples = task.load("train")
+    assert task.score(examples, ["entailment", "neutral"]) == {"accuracy": 100.0, "mean_2class_f1": 100.0}
+    assert task.score(examples, ["entailment", "nonsense"]) == {"accuracy": 50.0, "mean_2class_f1": 50.0}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (
+            '{"hypothesis": "a", "premise": "b", "label": "neutral"}\n{"hypothesis": "a", "pre',
+            r"jsonl:2: not JSON.*truncated",
+        ),
+        ('{"hypothesis": "a", "premise": "b", "label": "neutrl"}', r"jsonl:1: label 'neutrl'.*mean 'neutral'"),
+        (b'{"hypothesis": "caf\xe9", "premise": "b", "label": "neutral"}', r"jsonl:1: byte 20 .*0xe9.* not UTF-8"),
+        ('\n{"hypothesis": "", "premise": "b", "label": "neutral"}', r"jsonl:2: the column 'hypothesis' is empty"),
+        ('{"hypothesis": "a", "premis": "b", "label": "neutral"}', r"jsonl:1: no column 'premise'.*mean 'premis'"),
+        ('["a", "b"]', r"jsonl:1: expected a JSON object"),
+        ("", "holds no examples"),
+    ],
+)
+def test_a_bad_row_is_named_with_file_and_line(write, content, message):
+    with pytest.raises(UserError, match=message):
+        write(**{"train.jsonl": content}).load("train")
+
+
+def test_a_row_of_another_width_is_named_with_file_and_line(write):
+    with pytest.raises(UserError, match=r"train\.tsv:3: 2 columns where 3"):
+        write(
+            NLI.replace("jsonl", "tsv"),
+            **{"train.tsv": "hypothesis\tpremise\tlabel\na\tb\tneutral\na\tneutral\n"},
+        ).load("train")
+
+
+@pytest.mark.parametrize(
+    ("toml", "message"),
+    [
+        (NLI.replace("labels", "label"), "unknown setting 'label'.*'labels'"),
+        (NLI.replace('target = "label"', ""), "target is missing"),
+        (NLI.replace("{hypothesis}", "x").replace("{premise}", "y"), "names no column"),
+        (NLI.replace('train = "train.jsonl"', ""), "names no data"),
+        (NLI + 'metric = "acuracy"', "unknown metric 'acuracy'.*'accuracy'"),
+        (NLI.replace('"neutral"', '"中立"'), "cannot spell the label '中立'"),
+        ("inputs = ", "not TOML"),
+        (NLI.replace("train.jsonl", "nowhere.jsonl"), "nowhere.jsonl does not exist"),
+        (NLI.replace("train.jsonl", "train.xlsx"), "does not exist"),
+    ],
+)
+def test_a_mistake_in_the_task_file_says_what_to_write(write, toml, message):
+    with pytest.raises(UserError, match=message):
+        write(toml).load("train")
+
+
+def test_data_given_as_a_task_file_is_refused_with_an_example(write, tmp_path, vocabulary):
+    write()
+    with pytest.raises(UserError, match=r"train\.jsonl is data[\s\S]*\ninputs ="):
+        open_task_file(tmp_path / "train.jsonl", vocabulary, LENGTHS)
+
+
+def test_a_missing_task_file_is_named(vocabulary):
+    with pytest.raises(UserError, match=r"nowhere\.toml does not exist"):
+        open_task_file("nowhere.toml", vocabulary, LENGTHS)
+
+
+def test_a_task_file_needs_no_tensorflow():
+    code = "import sys, prompt_tuning.task_file; assert not {'tensorflow', 'seqio'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

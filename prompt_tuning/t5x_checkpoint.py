@@ -209,7 +209,7 @@ def _config(path: str, tensors: dict[str, Tensor], expected: T5Config | None) ->
             f" It holds {', '.join(sorted(tensors)[:4]) or 'nothing'}, ..."
         )
     (vocab_size, emb_dim), (heads, _), (_, joined), (_, mlp_dim) = (tensors[name].shape for name in telling)
-    activations = ("gelu", "linear") if gated else ("relu",)
+    activations: tuple[str, ...] = ("gelu", "linear") if gated else ("relu",)
     if expected is not None and len(expected.mlp_activations) == len(activations):
         activations = tuple(expected.mlp_activations)  # the function leaves no trace in the weights
     layers = lambda stack: (

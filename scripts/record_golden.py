@@ -17,12 +17,20 @@ from safetensors.torch import load_file, save_file
 from transformers import T5Config, T5ForConditionalGeneration
 
 GOLDEN = Path(__file__).parents[1] / "tests" / "golden"
-SIZES = dict(vocab_size=96, d_model=16, d_kv=6, num_heads=3, d_ff=24, num_layers=2, num_decoder_layers=3)
-VARIANTS = {
-    "t5_1_1": dict(feed_forward_proj="gated-gelu", tie_word_embeddings=False),
-    "t5_1_0": dict(feed_forward_proj="relu", tie_word_embeddings=True),
+SIZES = {
+    "vocab_size": 96,
+    "d_model": 16,
+    "d_kv": 6,
+    "num_heads": 3,
+    "d_ff": 24,
+    "num_layers": 2,
+    "num_decoder_layers": 3,
 }
-FIXED = dict(pad_token_id=0, eos_token_id=1, decoder_start_token_id=0, dropout_rate=0.0)
+VARIANTS = {
+    "t5_1_1": {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
+    "t5_1_0": {"feed_forward_proj": "relu", "tie_word_embeddings": True},
+}
+FIXED = {"pad_token_id": 0, "eos_token_id": 1, "decoder_start_token_id": 0, "dropout_rate": 0.0}
 
 
 def random_model(variant: dict) -> T5ForConditionalGeneration:
@@ -65,7 +73,7 @@ def run(model: T5ForConditionalGeneration, tokens: dict, prompt: np.ndarray) -> 
     logits = model(inputs_embeds=embedded, attention_mask=mask, decoder_input_ids=shifted).logits
     losses = torch.nn.functional.cross_entropy(logits.transpose(1, 2), targets, reduction="none") * (targets > 0)
     losses.sum().backward()
-    return dict(logits=logits.detach().numpy(), losses=losses.detach().numpy(), gradient=vectors.grad.numpy())
+    return {"logits": logits.detach().numpy(), "losses": losses.detach().numpy(), "gradient": vectors.grad.numpy()}
 
 
 def save(path: Path, numbers: dict) -> None:

@@ -262,7 +262,7 @@ def garbage(path: Path) -> None:
 )
 def test_a_damaged_t5x_checkpoint_is_refused(t5x, file, damage):
     damage(t5x / file)
-    with pytest.raises(UserError, match="T5X|damaged|cannot be opened|not a|no T5|no file"):
+    with pytest.raises(UserError, match=r"T5X|damaged|cannot be opened|not a|no T5|no file"):
         load_base(t5x)
 
 
@@ -270,7 +270,7 @@ def test_a_damaged_t5x_checkpoint_is_refused(t5x, file, damage):
 @pytest.mark.parametrize("file", ["model.safetensors", "config.json"])
 def test_a_damaged_hugging_face_folder_is_refused(hf, file, damage):
     damage(hf / file)
-    with pytest.raises(UserError, match="safetensors|config.json"):
+    with pytest.raises(UserError, match=r"safetensors|config\.json"):
         load_base(hf)
 
 

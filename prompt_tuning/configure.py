@@ -1,0 +1,93 @@
+"""gin files and T5X's flags: found from a checkout or a wheel, in any order, and with the nearest name for a wrong one."""
+
+import ast
+import inspect
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import gin
+
+from prompt_tuning.errors import UserError, nearest
+
+DEFAULTS = "defaults.gin"
+_HERE = Path(__file__).parent
+
+
+def gin_folder() -> Path:
+    """The project's gin files: beside the package in a checkout, inside it in a wheel."""
+    inside = _HERE / "gin"
+    return inside if (inside / DEFAULTS).is_file() else _HERE.parent / "gin"
+
+
+def parse(files: Sequence[str] = (), bindings: Sequence[str] = (), search_paths: Sequence[str] = ()) -> None:
+    """Reads defaults.gin, then `files`, then `bindings` ("NAME = VALUE"), over whatever was configured before.
+
+    A file is looked for where the caller is, in `search_paths`, and among the project's own. Raises UserError for a
+    file that is not there, a line gin cannot read, and a name that nothing has or uses.
+    """
+    gin.clear_config()
+    folders = ["", *search_paths, str(gin_folder())]
+    for folder in reversed(folders[1:]):
+        gin.add_config_file_search_path(folder)
+    for file in files:
+        if not any((Path(folder) / file).is_file() for folder in folders):
+            raise UserError(f"There is no gin file {file}.{nearest(file, _shipped())} Shipped: {', '.join(_shipped())}.")
+    try:
+        gin.parse_config_files_and_bindings([str(gin_folder() / DEFAULTS), *files], list(bindings), print_includes_and_imports=False)
+    except (ValueError, TypeError, SyntaxError, OSError, AttributeError, ImportError) as error:
+        raise UserError(_explain(error)) from error
+    _refuse_unused_macros()
+
+
+def binding(flag: str) -> str:
+    """`NAME=VALUE` as gin reads it; a bare word that is no Python literal is taken as a string, paths as they are."""
+    name, equals, value = flag.partition("=")
+    if not equals or not name.strip():
+        raise UserError(f"--gin.{flag} has no value. Type --gin.NAME=VALUE, such as --gin.BATCH_SIZE=16.")
+    value = value.strip()
+    if not value.startswith(("@", "%")) and "@" not in value:
+        try:
+            ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            value = repr(value)
+    return f"{name.strip()} = {value}"
+
+
+def _shipped() -> list[str]:
+    folder = gin_folder()
+    return sorted(str(f.relative_to(folder)) for f in folder.rglob("*.gin") if f.name != DEFAULTS)
+
+
+def _explain(error: Exception) -> str:
+    """gin's own message in one line, with the nearest name where it did not know one."""
+    message = " ".join(str(error).split())
+    names = [selector.split(".")[-1] for selector, _ in _configurables()]
+    if found := re.search(r"No configurable matching (?:reference )?'?@?([\w./]+)'?", message):
+        return f"Nothing configurable is called {found[1]!r}.{nearest(found[1].split('.')[-1], names)}"
+    if found := re.search(r"No bindings specified for '(\w+)/gin.macro'", message):
+        return f"The name {found[1]} is used and never set. Type --gin.{found[1]}=VALUE."
+    if found := re.search(r"Configurable '?([\w.]+)'? doesn't have a parameter (?:named )?'?(\w+)'?", message):
+        known = _parameters(found[1].split(".")[-1])
+        return f"{found[1]} has no parameter {found[2]!r}.{nearest(found[2], known)} It has: {', '.join(known)}."
+    return f"The gin configuration cannot be read: {message}"
+
+
+def _configurables() -> list[tuple[str, object]]:
+    return list(gin.config._REGISTRY.items())
+
+
+def _parameters(name: str) -> list[str]:
+    for selector, configurable in _configurables():
+        if selector.split(".")[-1] == name:
+            return [p for p in inspect.signature(configurable.wrapped).parameters if p != "rng"]
+    return []
+
+
+def _refuse_unused_macros() -> None:
+    """A macro that is set and never referred to is a misspelt name: gin itself would pass over it."""
+    config = gin.config._CONFIG
+    used = set(re.findall(r"%([A-Z][A-Z0-9_]*)", repr([list(values.values()) for values in config.values()])))
+    unused = {scope for scope, selector in config if selector == "gin.macro"} - used
+    for name in sorted(unused):
+        raise UserError(f"Nothing uses the name {name}.{nearest(name, used)} Known names: {', '.join(sorted(used))}.")

@@ -1,0 +1,91 @@
+"""What is trained: a list of slots, written out or as a grid (tasks x seeds x inits x lengths x learning rates)."""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import gin
+import jax
+import numpy as np
+
+from prompt_tuning import inits, layout
+from prompt_tuning.errors import UserError, nearest
+
+MAX_PROMPT_LENGTH = 512
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Slot:
+    """One prompt of a bank and how it is trained."""
+
+    task: str | None = None
+    seed: int = 0  # of its init, its data order and its dropout
+    init: inits.Init = inits.class_labels
+    length: int = 100  # P
+    learning_rate: float = 0.3
+    placement: layout.Placement = layout.front
+    labels: tuple[str, ...] | None = None  # None: the task's own
+    name: str = ""
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.length, int) or not 1 <= self.length <= MAX_PROMPT_LENGTH:
+            raise UserError(f"A prompt has 1 to {MAX_PROMPT_LENGTH} vectors; PROMPT_LENGTH is {self.length!r}.")
+        for field in ("init", "placement"):
+            if not callable(getattr(self, field)):
+                raise UserError(f"{field} of a slot is a function, such as @class_labels; {getattr(self, field)!r} is not.")
+
+
+def expand(slots: Sequence[Mapping[str, Any]] | None, grid: Mapping[str, Sequence[Any]] | None) -> tuple[Slot, ...]:
+    """The slots of a run: `slots` as they stand, or every combination of `grid`; with neither, the one slot of the macros.
+
+    Each gets a name made of its task and whatever differs between slots.
+    """
+    if slots is not None and grid is not None:
+        raise UserError("SLOTS and GRID are both set. Set one of them, the other to None.")
+    if slots is not None:
+        rows = [dict(row) for row in slots]
+    elif grid is not None:
+        rows = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
+    else:
+        rows = [{}]
+    fields = [f.name for f in dataclasses.fields(Slot)]
+    for key in {key for row in rows for key in row}:
+        if key not in fields:
+            raise UserError(f"A slot has no {key!r}.{nearest(key, fields)} It has: {', '.join(fields)}.")
+    if not rows:
+        raise UserError("SLOTS or GRID is empty: there is no prompt to train.")
+    made = [Slot(**row) for row in rows]
+    names = [slot.name or _name(slot, made) for slot in made]
+    if len(set(names)) < len(names):
+        twice = next(n for n in names if names.count(n) > 1)
+        raise UserError(f"Two slots are both {twice!r}. Give them names, or let them differ in something.")
+    return tuple(dataclasses.replace(slot, name=name) for slot, name in zip(made, names, strict=True))
+
+
+def _name(slot: Slot, all_slots: Sequence[Slot]) -> str:
+    differs = lambda field: len({_word(getattr(s, field)) for s in all_slots}) > 1
+    shown = {"seed": "seed", "init": "", "length": "length", "learning_rate": "lr", "placement": ""}
+    parts = [slot.task or "prompt"]
+    parts += [label + _word(getattr(slot, field)) for field, label in shown.items() if differs(field)]
+    return re.sub(r"[^\w.-]+", "_", "-".join(parts))
+
+
+def _word(value: Any) -> str:
+    return getattr(value, "__name__", None) or str(value)
+
+
+def start_bank(slots: Sequence[Slot], starts: Sequence[inits.Start]) -> np.ndarray:
+    """`bank[K P D]` before training; a slot shorter than the longest is zero behind its own length."""
+    bank = np.zeros((len(slots), max(s.length for s in slots), starts[0].features), np.float32)
+    for k, (slot, start) in enumerate(zip(slots, starts, strict=True)):
+        rng = jax.random.fold_in(jax.random.key(slot.seed), 1)
+        bank[k, : slot.length] = np.asarray(slot.init(start, rng=rng), np.float32)
+    return bank
+
+
+def rng_of(slots: Sequence[Slot]) -> np.ndarray:
+    """Key data `[K 2]` that every step's dropout is drawn from."""
+    return np.stack([jax.random.key_data(jax.random.key(slot.seed)) for slot in slots])

@@ -1,0 +1,309 @@
+"""Answers of a prompted T5: encode packed rows once, then decode greedily, by beam search or by sampling, with a cache.
+
+Every decoder has one signature and is picked in gin (`DECODER = @beam_search`):
+
+    decoder(params, batch, *, model, max_length, source_length=None, rng=None) -> Decoded
+
+All shapes are static, so it compiles under `jax.jit` with everything but `params`, `batch` and `rng` bound beforehand.
+An example's answer does not depend on the rows, the slots or the examples it is packed with.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+from prompt_tuning.errors import UserError
+from prompt_tuning.layout import Batch
+from prompt_tuning.split import Params
+from prompt_tuning.step import Model
+from prompt_tuning.t5 import Cache, empty_cache
+
+PAD, EOS = 0, 1  # T5's ids; the decoder also starts from 0
+NEVER = -1e7  # score of a hypothesis that does not exist, as in T5X
+
+
+class Decoded(NamedTuple):
+    """Each example's answers, best first."""
+
+    tokens: Int[Array, "N O L"]  # EOS last, then 0; without EOS if `max_length` ended it
+    scores: Float[Array, "N O"]  # log-likelihood under the model, EOS included
+    lengths: Int[Array, "N O"]  # tokens, EOS included; 0 where there is no example or no such answer
+
+
+class Sources(NamedTuple):
+    """What the hypotheses of each example look at: they share it, it is never repeated."""
+
+    cross: list[tuple[Array, Array]]  # keys and values of every decoder layer, [N S' H A]
+    seen: Bool[Array, "N S'"]  # not padding
+
+    @property
+    def present(self) -> Bool[Array, "N"]:
+        """False for the examples that a last batch lacks."""
+        return self.seen.any(1)
+
+
+def longest(batch: Batch, multiple: int = 16) -> int:
+    """`source_length` for a batch on the host: its longest example, rounded up so that few lengths get compiled."""
+    length = int(np.where(batch.encoder_segments > 0, batch.encoder_positions + 1, 1).max(initial=1))
+    return -(-length // multiple) * multiple
+
+
+def unpack(
+    encoded: Float[Array, "R S D"], batch: Batch, length: int
+) -> tuple[Float[Array, "N S' D"], Bool[Array, "N S'"]]:
+    """Encoder output with one example a row, and where it is not padding; `length` is S', no example may be longer."""
+    rows, width, features = encoded.shape
+    examples = batch.example_slots.shape[0]
+    segments, positions = jnp.asarray(batch.encoder_segments), jnp.asarray(batch.encoder_positions)
+    nowhere = rows * width
+    at = jnp.arange(nowhere, dtype=jnp.int32).reshape(rows, width)
+    owner = jnp.where(segments > 0, segments - 1, examples)  # -1 would count from the end
+    index = jnp.full((examples, length), nowhere, jnp.int32).at[owner, positions].set(at, mode="drop")
+    unpacked = encoded.reshape(nowhere, features).at[index].get(mode="fill", fill_value=0)
+    return unpacked, index < nowhere
+
+
+def read(params: Params, batch: Batch, *, model: Model, source_length: int | None = None) -> Sources:
+    """Encodes the rows and projects each example's positions to keys and values, once for all that will be decoded."""
+    encoded = model.encode(params, batch)
+    unpacked, seen = unpack(encoded, batch, source_length or encoded.shape[1])
+    return Sources(model.apply(params, "project", unpacked), seen)
+
+
+@gin.configurable
+def greedy(
+    params: Params,
+    batch: Batch,
+    *,
+    model: Model,
+    max_length: int,
+    source_length: int | None = None,
+    rng: Array | None = None,
+) -> Decoded:
+    """The likeliest token at each step; one answer an example. `rng` is not used."""
+    del rng
+    sources = read(params, batch, model=model, source_length=source_length)
+    best = lambda logits, step: logits.argmax(-1).astype(jnp.int32)
+    return _one_token_after_another(params, sources, best, model=model, max_length=max_length, outputs=1)
+
+
+@gin.configurable
+def sample(
+    params: Params,
+    batch: Batch,
+    *,
+    model: Model,
+    max_length: int,
+    source_length: int | None = None,
+    rng: Array | None = None,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    outputs: int = 1,
+) -> Decoded:
+    """Draws `outputs` answers an example from the distribution at `temperature`, cut by `top_k`, then by `top_p`.
+
+    An answer depends on `rng` and the example's number (`batch.example_numbers`), not on what else is in the batch.
+    Its score is the log-likelihood under the model itself, neither tempered nor cut.
+    Raises UserError for settings that leave nothing to draw, ValueError without `rng`.
+    """
+    _check_sampling(temperature, top_k, top_p, outputs)
+    if rng is None:
+        raise ValueError("sample draws random numbers: give rng=jax.random.key(SEED)")
+    sources = read(params, batch, model=model, source_length=source_length)
+    fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
+    keys = fold(rng, jnp.asarray(batch.example_numbers))
+    keys = jax.vmap(fold, in_axes=(0, None))(keys, jnp.arange(outputs)).reshape(-1)
+
+    def draw(logits: Float[Array, "B V"], step: Int[Array, ""]) -> Int[Array, "B"]:
+        now = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
+        kept = cut(logits / temperature, top_k, top_p)
+        return jax.vmap(jax.random.categorical)(now, kept).astype(jnp.int32)
+
+    decoded = _one_token_after_another(params, sources, draw, model=model, max_length=max_length, outputs=outputs)
+    scores, order = jax.lax.top_k(decoded.scores, outputs)
+    return Decoded(_pick(decoded.tokens, order), scores, _pick(decoded.lengths, order))
+
+
+def cut(logits: Float[Array, "B V"], top_k: int | None, top_p: float | None) -> Float[Array, "B V"]:
+    """Logits with -inf outside the `top_k` likeliest and outside the fewest that together have probability `top_p`."""
+    if top_k is not None:
+        least = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0][:, -1:]
+        logits = jnp.where(logits >= least, logits, -jnp.inf)
+    if top_p is not None and top_p < 1:
+        descending = -jnp.sort(-logits, axis=-1)
+        probabilities = jax.nn.softmax(descending)
+        before = jnp.cumsum(probabilities, axis=-1) - probabilities
+        least = jnp.where(before < top_p, descending, jnp.inf).min(-1, keepdims=True)
+        logits = jnp.where(logits >= least, logits, -jnp.inf)
+    return logits
+
+
+def _check_sampling(temperature: float, top_k: int | None, top_p: float | None, outputs: int) -> None:
+    if not temperature > 0:
+        raise UserError(f"sample.temperature is {temperature}; give more than 0, or pick @greedy for the likeliest token.")
+    if top_k is not None and top_k < 1:
+        raise UserError(f"sample.top_k is {top_k}; give at least 1, or None to draw from the whole vocabulary.")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise UserError(f"sample.top_p is {top_p}; it is a probability above 0 and at most 1, or None.")
+    if outputs < 1:
+        raise UserError(f"sample.outputs is {outputs}; give at least 1.")
+
+
+class _Answers(NamedTuple):
+    tokens: Int[Array, "B L"]
+    scores: Float[Array, "B"]
+    lengths: Int[Array, "B"]
+    done: Bool[Array, "B"]
+    last: Int[Array, "B"]
+    cache: Cache
+
+
+def _one_token_after_another(
+    params: Params,
+    sources: Sources,
+    choose: Callable[[Float[Array, "B V"], Int[Array, ""]], Int[Array, "B"]],
+    *,
+    model: Model,
+    max_length: int,
+    outputs: int,
+) -> Decoded:
+    """Extends B = N * `outputs` answers by what `choose(logits, step)` says until each has its EOS."""
+    examples = sources.seen.shape[0]
+    count = examples * outputs
+
+    def unfinished(s: _Answers) -> Bool[Array, ""]:
+        return (s.cache["index"] < max_length) & ~s.done.all()
+
+    def extend(s: _Answers) -> _Answers:
+        step = s.cache["index"]
+        logits, cache = model.apply(params, "step", s.last, s.cache, sources.cross, sources.seen)
+        chosen = choose(logits, step)
+        gained = jnp.take_along_axis(jax.nn.log_softmax(logits), chosen[:, None], axis=-1)[:, 0]
+        new = jnp.where(s.done, PAD, chosen)
+        tokens = jax.lax.dynamic_update_slice_in_dim(s.tokens, new[:, None], step, axis=1)
+        scores = s.scores + jnp.where(s.done, 0.0, gained)
+        lengths = s.lengths + (~s.done).astype(jnp.int32)
+        return _Answers(tokens, scores, lengths, s.done | (new == EOS), new, cache)
+
+    zeros = jnp.zeros(count, jnp.int32)
+    start = _Answers(
+        tokens=jnp.zeros((count, max_length), jnp.int32),
+        scores=jnp.zeros(count, jnp.float32),
+        lengths=zeros,
+        done=jnp.repeat(~sources.present, outputs),
+        last=zeros + PAD,
+        cache=empty_cache(model.config, count, max_length),
+    )
+    end = jax.lax.while_loop(unfinished, extend, start)
+    return Decoded(*(x.reshape(examples, outputs, *x.shape[1:]) for x in (end.tokens, end.scores, end.lengths)))
+
+
+class _Beams(NamedTuple):
+    live_tokens: Int[Array, "N beams L"]
+    live_scores: Float[Array, "N beams"]  # log-likelihood so far, best first
+    finished_tokens: Int[Array, "N beams L"]
+    finished_scores: Float[Array, "N beams"]  # log-likelihood / brevity, best first; NEVER where none yet
+    cache: Cache  # of N * beams targets
+
+
+def brevity(length: Int[Array, "..."] | int, alpha: float) -> Float[Array, "..."]:
+    """What a log-likelihood is divided by, `((5 + length) / 6) ** alpha`, EOS counted (Wu et al. 2016, as in T5X)."""
+    return ((5.0 + jnp.asarray(length, jnp.float32)) / 6.0) ** alpha
+
+
+@gin.configurable
+def beam_search(
+    params: Params,
+    batch: Batch,
+    *,
+    model: Model,
+    max_length: int,
+    source_length: int | None = None,
+    rng: Array | None = None,
+    beams: int = 4,
+    alpha: float = 0.6,
+    outputs: int = 1,
+) -> Decoded:
+    """T5X's beam search: the `outputs` best of `beams` finished answers, ordered by log-likelihood / `brevity`.
+
+    Of the 2 * `beams` best continuations those that end compete with the finished ones, and the `beams` best of the
+    others live on. It stops when no live answer can overtake the worst finished one. Unfinished answers are returned
+    only for an example that has no finished one. `rng` is not used. Raises UserError for settings that make no sense.
+    """
+    del rng
+    _check_beams(beams, alpha, outputs)
+    sources = read(params, batch, model=model, source_length=source_length)
+    examples = sources.seen.shape[0]
+
+    def unfinished(s: _Beams) -> Bool[Array, ""]:
+        reachable = s.live_scores[:, 0] / brevity(max_length, alpha)
+        settled = (s.finished_scores[:, -1] > reachable) | ~sources.present
+        return (s.cache["index"] < max_length) & ~settled.all()
+
+    def extend(s: _Beams) -> _Beams:
+        step = s.cache["index"]
+        last = jax.lax.dynamic_index_in_dim(s.live_tokens, jnp.maximum(step - 1, 0), axis=2, keepdims=False)
+        last = jnp.where(step > 0, last, PAD).reshape(-1)
+        logits, cache = model.apply(params, "step", last, s.cache, sources.cross, sources.seen)
+        return _advance(s, jax.nn.log_softmax(logits), cache, alpha)
+
+    tokens = jnp.zeros((examples, beams, max_length), jnp.int32)
+    nothing = jnp.full((examples, beams), NEVER, jnp.float32)
+    cache = empty_cache(model.config, examples * beams, max_length)
+    start = _Beams(tokens, nothing.at[:, 0].set(0.0), tokens, nothing, cache)  # one beam lives at first
+    end = jax.lax.while_loop(unfinished, extend, start)
+    return _best(end, sources.present, alpha, outputs)
+
+
+def _advance(s: _Beams, log_probs: Float[Array, "B V"], cache: Cache, alpha: float) -> _Beams:
+    """One more token: the best continuations, parted into those that live on and those that end."""
+    examples, beams, _ = s.live_tokens.shape
+    step, vocabulary = s.cache["index"], log_probs.shape[-1]
+    total = s.live_scores[:, :, None] + log_probs.reshape(examples, beams, vocabulary)
+    scores, best = jax.lax.top_k(total.reshape(examples, beams * vocabulary), 2 * beams)
+    parents, new = best // vocabulary, best % vocabulary
+    tokens = jax.lax.dynamic_update_slice_in_dim(_pick(s.live_tokens, parents), new[:, :, None], step, axis=2)
+    ended = new == EOS
+
+    live_scores, chosen = jax.lax.top_k(jnp.where(ended, scores + NEVER, scores), beams)
+    ancestors = _pick(parents, chosen)
+    regroup = lambda x: _pick(x.reshape(examples, beams, *x.shape[1:]), ancestors).reshape(x.shape)
+    cache = {**cache, "layers": jax.tree.map(regroup, cache["layers"])}
+
+    ranked = jnp.where(ended, scores / brevity(step + 1, alpha), NEVER)
+    finished_scores, kept = jax.lax.top_k(jnp.concatenate([s.finished_scores, ranked], axis=1), beams)
+    finished_tokens = _pick(jnp.concatenate([s.finished_tokens, tokens], axis=1), kept)
+    return _Beams(_pick(tokens, chosen), live_scores, finished_tokens, finished_scores, cache)
+
+
+def _best(s: _Beams, present: Bool[Array, "N"], alpha: float, outputs: int) -> Decoded:
+    """Finished answers, or the live ones of an example without any; scores without the brevity penalty."""
+    max_length = s.live_tokens.shape[2]
+    finished = s.finished_scores[:, :1] > NEVER
+    ends = s.finished_tokens == EOS
+    lengths = jnp.where(ends.any(2), ends.argmax(2).astype(jnp.int32) + 1, 0)
+    scores = jnp.where(lengths > 0, s.finished_scores * brevity(lengths, alpha), NEVER)
+    tokens = jnp.where(finished[:, :, None], s.finished_tokens, s.live_tokens)
+    scores = jnp.where(finished, scores, s.live_scores)
+    lengths = jnp.where(finished, lengths, jnp.where(s.live_scores > NEVER, max_length, 0))
+    here = present[:, None]
+    tokens, scores = jnp.where(here[:, :, None], tokens, PAD), jnp.where(here, scores, 0.0)
+    return Decoded(tokens[:, :outputs], scores[:, :outputs], jnp.where(here, lengths, 0)[:, :outputs])
+
+
+def _pick(x: Array, index: Int[Array, "N O"]) -> Array:
+    """`x[n, index[n]]` for every example."""
+    return jax.vmap(lambda one, at: one[at])(x, index)
+
+
+def _check_beams(beams: int, alpha: float, outputs: int) -> None:
+    if not 1 <= outputs <= beams:
+        raise UserError(f"beam_search.outputs is {outputs} of {beams} beams; give 1 to {max(beams, 1)}, or more beams.")
+    if alpha < 0:
+        raise UserError(f"beam_search.alpha is {alpha}; give 0 (no reward for length) or more, 0.6 as in T5X.")

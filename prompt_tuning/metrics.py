@@ -123,6 +123,16 @@ def rouge(targets, predictions) -> Scores:
     return {name: 100 * float(np.mean([s[name].fmeasure for s in scores])) for name in names}
 
 
+def bleu(targets, predictions) -> Scores:
+    """Corpus BLEU of sacrebleu with international tokenisation, as Raffel et al. 2020 report translation."""
+    try:
+        import sacrebleu
+    except ModuleNotFoundError:
+        raise UserError("BLEU is sacrebleu's; install it with `pip install sacrebleu`.") from None
+
+    return {"bleu": float(sacrebleu.corpus_bleu(list(predictions), [list(targets)], tokenize="intl").score)}
+
+
 SUPERGLUE = ("boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc")
 GLUE = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte")  # without WNLI, as in Vu et al. 2022, §2
 

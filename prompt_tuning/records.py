@@ -12,12 +12,13 @@ Record = tuple[int, dict[str, Any]]  # line number (row number in Parquet), coun
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
-def read_records(path: Path, columns: Sequence[str] | None = None) -> Iterator[Record]:
+def read_records(path: Path, columns: Sequence[str] | None = None, any_width: bool = False) -> Iterator[Record]:
     """The rows of a file, by its ending.
 
     Args:
       path: a .jsonl, .csv, .tsv or .parquet file. TSV knows no quotes, as in GLUE; CSV has the usual ones.
       columns: names for the columns of a CSV or TSV file without a header line.
+      any_width: let a row of a table have fewer or more columns than its header, as some published files do.
 
     Raises:
       UserError: with file and line: no such file, not UTF-8, not an object, a row of another width than the header.
@@ -28,9 +29,9 @@ def read_records(path: Path, columns: Sequence[str] | None = None) -> Iterator[R
         case ".jsonl" | ".json":
             return _jsonl(path)
         case ".tsv":
-            return _table(path, ((n, line.split("\t")) for n, line in _lines(path)), columns)
+            return _table(path, ((n, line.split("\t")) for n, line in _lines(path)), columns, any_width)
         case ".csv":
-            return _table(path, _csv(path), columns)
+            return _table(path, _csv(path), columns, any_width)
         case ".parquet":
             return _parquet(path)
     raise UserError(f"{path} ends in {path.suffix!r}; expected one of {', '.join(FORMATS)}.")
@@ -75,18 +76,20 @@ def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
         raise UserError(f"{path}:{start}: not CSV: {error}.") from None
 
 
-def _table(path: Path, rows: Iterator[tuple[int, list[str]]], columns: Sequence[str] | None) -> Iterator[Record]:
+def _table(
+    path: Path, rows: Iterator[tuple[int, list[str]]], columns: Sequence[str] | None, any_width: bool
+) -> Iterator[Record]:
     for n, row in rows:
         if not row or row == [""]:
             continue
         if columns is None:
             columns = row
             continue
-        if len(row) != len(columns):
+        if len(row) != len(columns) and not any_width:
             raise UserError(
                 f"{path}:{n}: {len(row)} columns where {len(columns)} were expected ({', '.join(columns)})."
             )
-        yield n, dict(zip(columns, row, strict=True))
+        yield n, dict(zip(columns, row, strict=False))
 
 
 def _parquet(path: Path) -> Iterator[Record]:

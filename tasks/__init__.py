@@ -1,5 +1,16 @@
 """Every dataset of both papers as a SeqIO task; importing this registers them all and reads no data."""
 
-from tasks import glue, superglue
+from tasks import glue, mrqa, nli, pretraining, spot, summarization, superglue, transfer
+from tasks.reference_names import own_name
 
-__all__ = ["glue", "superglue"]
+__all__ = [
+    "glue",
+    "mrqa",
+    "nli",
+    "own_name",
+    "pretraining",
+    "spot",
+    "summarization",
+    "superglue",
+    "transfer",
+]

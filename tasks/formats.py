@@ -50,3 +50,34 @@ def prefix(word: str) -> Preprocessor:
         return example | {"inputs": tf.strings.join([f"{word} ", example["inputs"]])}
 
     return prefix
+
+
+def pad_punctuation(text: tf.Tensor) -> tf.Tensor:
+    """A space on both sides of every punctuation mark, and no two spaces together: T5's question answering texts."""
+    return tf.strings.regex_replace(tf.strings.regex_replace(text, r"([[:punct:]])", r" \1 "), r"\s+", " ")
+
+
+def single_spaces(text: tf.Tensor) -> tf.Tensor:
+    return tf.strings.regex_replace(text, r"\s+", " ")
+
+
+def question_in_context(question: tf.Tensor, context: tf.Tensor, answers: tf.Tensor) -> dict[str, tf.Tensor]:
+    """One example of extractive question answering; the first answer is the target, all of them count as right."""
+    parts = {"question": pad_punctuation(question), "context": pad_punctuation(context)}
+    padded = pad_punctuation(answers)
+    return {"inputs": single_spaces(named(parts, tuple(parts))), "targets": padded[0], "answers": padded}
+
+
+def choose(fields: Sequence[str], labels: Sequence[str]) -> Preprocessor:
+    """As `classify`, runs of white space made one space, as the authors do for SPoT's own sets."""
+    step = classify(fields, labels)
+
+    @on_batches
+    def choose(example):
+        return example | {"inputs": single_spaces(example["inputs"])}
+
+    def both(dataset: tf.data.Dataset) -> tf.data.Dataset:
+        return choose(step(dataset))
+
+    both.on_batches = True
+    return both

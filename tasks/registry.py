@@ -1,7 +1,7 @@
 """One way to add a task: its source, its text, its answers and its metrics."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import seqio
@@ -50,3 +50,14 @@ def add(
             postprocess_fn=postprocess,
             metric_fns=list(metrics),
         )
+
+
+CAP = 2**19  # the most examples a task counts for in a mixture: K of Vu et al. 2022, §2.1
+
+
+def add_mixtures(name: str, sizes: Mapping[str, int | Callable[..., float]], cap: int = CAP) -> None:
+    """Register `name`, in proportion to the sizes up to the cap, and `<name>_equal`; and both over prefixed tasks."""
+    for suffix in ("", "_prefixed"):
+        rates = [(task + suffix, size if callable(size) else min(size, cap)) for task, size in sizes.items()]
+        seqio.MixtureRegistry.add(name + suffix, rates)
+        seqio.MixtureRegistry.add(f"{name}_equal{suffix}", [task for task, _ in rates], default_rate=1.0)

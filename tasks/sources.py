@@ -24,14 +24,16 @@ class OfficialFiles:
       files: file names of each split; the first one that exists is taken.
       read: turns a file's rows into examples with the features that TensorFlow Datasets gives them.
       dtypes: of the features that are not text.
-      columns: names for the columns of a file without a header line.
+      columns: of a split whose file has no header line, the names of its columns.
+      any_width: skip rows that lack a column, as TensorFlow Datasets does, instead of refusing the file.
     """
 
     folders: tuple[str, ...]
     files: Mapping[str, tuple[str, ...]]
-    read: Callable[[Path, Sequence[Record]], Rows]
+    read: Callable[[Path, Sequence[Record], str], Rows]
     dtypes: Mapping[str, tf.DType] = dataclasses.field(default_factory=dict)
-    columns: tuple[str, ...] | None = None
+    columns: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    any_width: bool = False
 
     def folder(self, data_dir: str | Path) -> Path | None:
         """The task's folder below DATA_DIR, which may also name a folder too high or too low by one."""
@@ -49,7 +51,11 @@ class OfficialFiles:
         path = self.path(folder, split)
         if path is None:
             raise UserError(f"{folder} lacks the split {split!r}: expected {' or '.join(self.files[split])} there.")
-        rows = self.read(path, list(read_records(path, self.columns)))
+        records = list(read_records(path, self.columns.get(split), self.any_width))
+        if self.any_width:
+            width = max((len(row) for _, row in records), default=0)
+            records = [record for record in records if len(record[1]) == width]
+        rows = self.read(path, records, split)
         if not rows:
             raise UserError(f"{path} holds no examples.")
         return rows
@@ -63,6 +69,7 @@ class Source(seqio.DataSource):
       splits: the names of the splits here, and what TensorFlow Datasets calls them.
       official: the files, if the task has any that this project reads.
       data_dir: the folder to look in; None reads the environment variable DATA_DIR at the moment of use.
+      keep: of a split of which only some examples are wanted, which ones.
     """
 
     def __init__(
@@ -71,14 +78,23 @@ class Source(seqio.DataSource):
         splits: Mapping[str, str],
         official: OfficialFiles | None = None,
         data_dir: str | None = None,
+        keep: Mapping[str, Callable[[Mapping[str, tf.Tensor]], tf.Tensor]] | None = None,
     ):
         super().__init__(splits)
         self.tfds_name, self.split_names, self.official, self.data_dir = tfds_name, dict(splits), official, data_dir
+        self.keep = dict(keep or {})
         self._tfds = seqio.TfdsDataSource(tfds_name, splits=dict(splits)) if tfds_name else None
 
     def at(self, data_dir: str) -> "Source":
         """The same source, looking for official files in `data_dir`."""
-        return Source(self.tfds_name, self.split_names, self.official, data_dir)
+        return Source(self.tfds_name, self.split_names, self.official, data_dir, self.keep)
+
+    def only(self, *splits: str) -> "Source":
+        """The same source with some of its splits."""
+        official = self.official
+        if official:
+            official = dataclasses.replace(official, files={s: official.files[s] for s in splits})
+        return Source(self.tfds_name, {s: self.split_names[s] for s in splits}, official, self.data_dir, self.keep)
 
     @property
     def folder(self) -> Path | None:
@@ -102,8 +118,9 @@ class Source(seqio.DataSource):
         return self._from_tfds("list_shards", split) if folder is None else [str(self.official.path(folder, split))]
 
     def num_input_examples(self, split: str) -> int | None:
-        folder = self.folder
-        return self._from_tfds("num_input_examples", split) if folder is None else len(self.rows(split))
+        if split in self.keep:
+            return sum(1 for _ in self.get_dataset(split, shuffle=False))
+        return self._from_tfds("num_input_examples", split) if self.folder is None else len(self.rows(split))
 
     def get_dataset(
         self,
@@ -114,8 +131,10 @@ class Source(seqio.DataSource):
         **unused: Any,
     ) -> tf.data.Dataset:
         if self.folder is None:
-            return self._from_tfds("get_dataset", split=split, shuffle=shuffle, seed=seed, shard_info=shard_info)
-        return dataset_of(self.rows(split), self.official.dtypes)
+            dataset = self._from_tfds("get_dataset", split=split, shuffle=shuffle, seed=seed, shard_info=shard_info)
+        else:
+            dataset = dataset_of(self.rows(split), self.official.dtypes)
+        return dataset.filter(self.keep[split]) if split in self.keep else dataset
 
     def rows(self, split: str) -> Rows:
         """The examples of a split from official files."""
@@ -145,34 +164,40 @@ class Source(seqio.DataSource):
 
 
 def dataset_of(rows: Rows, dtypes: Mapping[str, tf.DType]) -> tf.data.Dataset:
-    """Rows of text, numbers and lists of text as a dataset; a field is text unless `dtypes` says otherwise."""
-    columns = {}
-    for name in rows[0]:
+    """Rows of text, numbers, lists of text and dictionaries of these; a field is text unless `dtypes` knows better."""
+    return tf.data.Dataset.from_tensor_slices(_columns(rows, dtypes))
+
+
+def _columns(rows: Rows, dtypes: Mapping[str, tf.DType]) -> dict[str, Any]:
+    columns: dict[str, Any] = {}
+    for name, first in rows[0].items():
         values = [row[name] for row in rows]
         dtype = dtypes.get(name, tf.string)
-        columns[name] = tf.ragged.constant(values, dtype) if isinstance(values[0], list) else tf.constant(values, dtype)
-    return tf.data.Dataset.from_tensor_slices(columns)
+        if isinstance(first, Mapping):
+            columns[name] = _columns(values, dict.fromkeys(first, dtype))
+        elif isinstance(first, list):
+            columns[name] = tf.ragged.constant(values, dtype, ragged_rank=1)
+        else:
+            columns[name] = tf.constant(values, dtype)
+    return columns
 
 
 def field(path: Path, record: Record, name: str, kind: type = str) -> Any:
-    """One field of a record, which must be there, of its kind, and not empty."""
+    """One field of a record, which must be there and of its kind."""
     line, row = record
     if name not in row:
         raise UserError(f"{path}:{line}: no field {name!r}; found {', '.join(row)}.")
-    value = row[name]
-    if not isinstance(value, kind):
-        raise UserError(f"{path}:{line}: {name} should be {kind.__name__}, found {value!r}.")
-    if kind is str and not value.strip():
-        raise UserError(f"{path}:{line}: {name} is empty.")
-    return value
+    if not isinstance(row[name], kind):
+        raise UserError(f"{path}:{line}: {name} should be {kind.__name__}, found {row[name]!r}.")
+    return row[name]
 
 
-def label(path: Path, record: Record, name: str, known: Sequence[Any]) -> int:
+def label(path: Path, record: Record, split: str, name: str, known: Sequence[Any]) -> int:
     """The place of a record's label in `known`; -1 where a test set keeps it back."""
     line, row = record
-    if row.get(name) is None:
-        if path.stem.startswith("test") or path.stem in ("AX-b", "AX-g"):
-            return -1
+    if row.get(name) is None and split.startswith("test"):
+        return -1
+    if name not in row:
         raise UserError(f"{path}:{line}: no field {name!r}; found {', '.join(row)}.")
     # True == 1 in Python, so the kinds are compared too: a 1 among booleans is a wrong file, not a True.
     for i, k in enumerate(known):
@@ -181,16 +206,20 @@ def label(path: Path, record: Record, name: str, known: Sequence[Any]) -> int:
     raise UserError(f"{path}:{line}: label {row[name]!r}; expected one of {', '.join(map(repr, known))}.")
 
 
-def text_fields(fields: Mapping[str, str] | Sequence[str], classes: Sequence[Any], label_name: str = "label"):
+def text_fields(
+    fields: Mapping[str, str] | Sequence[str], classes: Sequence[Any], label_name: str = "label"
+) -> Callable[[Path, Sequence[Record], str], Rows]:
     """A reader of sets whose rows are texts and a label: `fields` by feature name, with the file's names for them."""
     columns = dict(fields) if isinstance(fields, Mapping) else {f: f for f in fields}
 
-    def read(path: Path, records: Sequence[Record]) -> Rows:
+    def read(path: Path, records: Sequence[Record], split: str) -> Rows:
         rows = []
         for n, record in enumerate(records):
             row: dict[str, Any] = {k: field(path, record, column) for k, column in columns.items()}
-            row["label"] = label(path, record, label_name, classes)
-            row["idx"] = int(record[1].get("idx", n))
+            if not any(map(str.strip, row.values())):
+                raise UserError(f"{path}:{record[0]}: {' and '.join(columns.values())} empty.")
+            row["label"] = label(path, record, split, label_name, classes)
+            row["idx"] = n
             rows.append(row)
         return rows
 

@@ -1,4 +1,4 @@
-"""gin files and T5X's flags: found from a checkout or a wheel, in any order, and with the nearest name for a wrong one."""
+"""gin files and T5X's flags: found from a checkout or a wheel, in any order, the nearest name for a wrong one."""
 
 import ast
 import inspect
@@ -28,16 +28,23 @@ def parse(files: Sequence[str] = (), bindings: Sequence[str] = (), search_paths:
     """
     gin.clear_config()
     folders = ["", *search_paths, str(gin_folder())]
-    for folder in reversed(folders[1:]):
-        gin.add_config_file_search_path(folder)
-    for file in files:
-        if not any((Path(folder) / file).is_file() for folder in folders):
-            raise UserError(f"There is no gin file {file}.{nearest(file, _shipped())} Shipped: {', '.join(_shipped())}.")
+    for folder in folders[1:]:
+        gin.add_config_file_search_path(folder)  # for include statements
+    files = [_find(file, folders) for file in files]
     try:
-        gin.parse_config_files_and_bindings([str(gin_folder() / DEFAULTS), *files], list(bindings), print_includes_and_imports=False)
-    except (ValueError, TypeError, SyntaxError, OSError, AttributeError, ImportError) as error:
+        gin.parse_config_files_and_bindings(
+            [str(gin_folder() / DEFAULTS), *files], list(bindings), print_includes_and_imports=False
+        )
+    except (ValueError, KeyError, TypeError, SyntaxError, OSError, AttributeError, ImportError) as error:
         raise UserError(_explain(error)) from error
     _refuse_unused_macros()
+
+
+def _find(file: str, folders: Sequence[str]) -> str:
+    found = next((Path(folder) / file for folder in folders if (Path(folder) / file).is_file()), None)
+    if found is None:
+        raise UserError(f"There is no gin file {file}.{nearest(file, _shipped())} Shipped: {', '.join(_shipped())}.")
+    return str(found)
 
 
 def binding(flag: str) -> str:
@@ -91,3 +98,8 @@ def _refuse_unused_macros() -> None:
     unused = {scope for scope, selector in config if selector == "gin.macro"} - used
     for name in sorted(unused):
         raise UserError(f"Nothing uses the name {name}.{nearest(name, used)} Known names: {', '.join(sorted(used))}.")
+
+
+def is_configured(name: str) -> bool:
+    """Whether any file or flag binds a parameter of the configurable `name`."""
+    return any(selector.split(".")[-1] == name and values for (_, selector), values in gin.config._CONFIG.items())

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+import gin
 import numpy as np
 
 # (input tokens, prompt length) -> tokens with room for the prompt, and the prompt position at each place or -1
@@ -22,16 +23,19 @@ def _insert(tokens: np.ndarray, length: int, at: int) -> tuple[np.ndarray, np.nd
     return placed, rows
 
 
+@gin.register
 def front(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """The prompt before the input (Lester et al. 2021)."""
     return _insert(tokens, length, 0)
 
 
+@gin.register
 def after_bos(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """The prompt behind the input's first token."""
     return _insert(tokens, length, min(1, len(tokens)))
 
 
+@gin.register
 def behind(tokens: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """The prompt behind the whole input."""
     return _insert(tokens, length, len(tokens))

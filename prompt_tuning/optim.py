@@ -41,7 +41,7 @@ def adafactor(
 
 
 @gin.configurable
-def constant(step: Any) -> Any:
+def constant_schedule(step: Any) -> Any:
     """The paper's schedule."""
     return jnp.ones_like(step, jnp.float32)
 
@@ -73,7 +73,7 @@ class Optimizer(NamedTuple):
     update: Callable[[Any, Any, Any, Any], tuple[Any, Any]]
 
 
-def whole(make: MakeOptimizer, learning_rate: float, schedule: Schedule = constant) -> Optimizer:
+def whole(make: MakeOptimizer, learning_rate: float, schedule: Schedule = constant_schedule) -> Optimizer:
     """One optimizer over the whole tree (model tuning, pretraining)."""
 
     def update(gradient: Any, state: Any, trainable: Any, step: Any) -> tuple[Any, Any]:
@@ -84,7 +84,7 @@ def whole(make: MakeOptimizer, learning_rate: float, schedule: Schedule = consta
 
 
 def over_slots(
-    make: MakeOptimizer, lengths: Sequence[int], learning_rates: Sequence[float], schedule: Schedule = constant
+    make: MakeOptimizer, lengths: Sequence[int], learning_rates: Sequence[float], schedule: Schedule = constant_schedule
 ) -> Optimizer:
     """One optimizer for every slot of `{"prompt": {"bank": bank[K P D]}}`, with statistics and clipping of its own.
 

@@ -35,11 +35,13 @@ class Slot:
             raise UserError(f"A prompt has 1 to {MAX_PROMPT_LENGTH} vectors; PROMPT_LENGTH is {self.length!r}.")
         for field in ("init", "placement"):
             if not callable(getattr(self, field)):
-                raise UserError(f"{field} of a slot is a function, such as @class_labels; {getattr(self, field)!r} is not.")
+                raise UserError(
+                    f"{field} of a slot is a function, such as @class_labels; {getattr(self, field)!r} is not."
+                )
 
 
 def expand(slots: Sequence[Mapping[str, Any]] | None, grid: Mapping[str, Sequence[Any]] | None) -> tuple[Slot, ...]:
-    """The slots of a run: `slots` as they stand, or every combination of `grid`; with neither, the one slot of the macros.
+    """The slots of a run: `slots` as they stand, or every combination of `grid`; with neither, one of the macros.
 
     Each gets a name made of its task and whatever differs between slots.
     """

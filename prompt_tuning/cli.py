@@ -1,0 +1,163 @@
+"""prompt-tuning train | eval | infer | data: dispatches, and turns mistakes into a paragraph and exit code 2."""
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from prompt_tuning import __version__
+from prompt_tuning.errors import UserError
+
+USAGE = """\
+prompt-tuning COMMAND [FLAGS]
+
+  train   tune prompts for a frozen T5, from gin files
+  eval    score a run's best prompts, or a prompt file, on a split
+  infer   answer texts with a trained prompt
+  data    list | show NAME | prepare: the tasks and their data
+
+  prompt-tuning COMMAND --help says more. Version {version}.
+
+Example:
+  prompt-tuning train --gin_file=runs/sst2_small.gin --gin.MODEL_DIR=runs/sst2 \\
+      --gin.INITIAL_CHECKPOINT_PATH=google/t5-small-lm-adapt
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command; 0 when it worked, 2 when the person can put it right, 1 when the program is at fault."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+    commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "eval": _eval, "infer": _infer, "data": _data}
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(USAGE.format(version=__version__))
+        return 0
+    if argv[0] == "--version":
+        print(__version__)
+        return 0
+    try:
+        if argv[0] not in commands:
+            from prompt_tuning.errors import nearest
+
+            raise UserError(f"There is no command {argv[0]!r}.{nearest(argv[0], commands)} Type prompt-tuning --help.")
+        return commands[argv[0]](argv[1:])
+    except UserError as error:
+        return _complain(str(error))
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+            raise
+        what = f" ({error.filename})" if error.filename else ""
+        return _complain(f"{error.strerror}{what}. Nothing that was saved before is lost: free the disk or choose another MODEL_DIR, and type the same command to go on.")  # fmt: skip # noqa: E501
+    except KeyboardInterrupt:
+        return 130
+
+
+def _complain(message: str) -> int:
+    sys.stdout.flush()
+    print(f"prompt-tuning: {message}", file=sys.stderr)
+    return 2
+
+
+def _gin_parser(command: str, description: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        f"prompt-tuning {command}",
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="Every name that --gin.NAME sets is in gin/defaults.gin, with the papers' value.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--gin_file", action="append", default=[], metavar="FILE", help="a gin file; any number, in any order")  # fmt: skip # noqa: E501
+    parser.add_argument("--gin_search_paths", default="", metavar="DIRS", help="more folders with gin files, comma separated")  # fmt: skip # noqa: E501
+    parser.add_argument(
+        "--gin_bindings", action="append", default=[], metavar="LINE", help="a line of gin, as in a file"
+    )
+    parser.add_argument("--gin.NAME", dest="_", metavar="VALUE", help="sets one name, such as --gin.BATCH_SIZE=16")
+    return parser
+
+
+def _parse_gin(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
+    """Reads the flags and configures gin; `--gin.NAME VALUE` and `--gin.NAME=VALUE` are the same."""
+    import prompt_tuning.train  # noqa: F401 - registers what gin files name
+    from prompt_tuning import configure
+
+    plain, bindings, waiting = [], [], ""
+    for word in argv:
+        if waiting:
+            bindings, waiting = [*bindings, configure.binding(f"{waiting}={word}")], ""
+        elif word.startswith("--gin.") and "=" not in word:
+            waiting = word.removeprefix("--gin.")
+        elif word.startswith("--gin."):
+            bindings.append(configure.binding(word.removeprefix("--gin.")))
+        else:
+            plain.append(word)
+    if waiting:
+        configure.binding(waiting)  # complains
+    options = parser.parse_args(plain)
+    files = [file for group in options.gin_file for file in group.split(",") if file]
+    folders = [folder for folder in options.gin_search_paths.split(",") if folder]
+    configure.parse(files, [*options.gin_bindings, *bindings], folders)
+    return options
+
+
+def _train(argv: list[str]) -> int:
+    parser = _gin_parser("train", "Tunes prompts for a frozen T5 (Lester et al. 2021); the same command resumes a run.")
+    if _asks_for_help(parser, argv):
+        return 0
+    _parse_gin(parser, argv)
+    from prompt_tuning.run import Run
+    from prompt_tuning.train import train
+
+    train(Run())
+    return 0
+
+
+def _eval(argv: list[str]) -> int:
+    parser = _gin_parser("eval", "Scores the best prompts of the run in MODEL_DIR, or PROMPT_FILE, on EVAL_SPLIT.")
+    if _asks_for_help(parser, argv):
+        return 0
+    _parse_gin(parser, argv)
+    from prompt_tuning.evaluate import evaluate_run
+    from prompt_tuning.run import Run
+
+    evaluate_run(Run())
+    return 0
+
+
+def _infer(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "prompt-tuning infer", description="Answers texts with a trained prompt, as JSON lines.", allow_abbrev=False
+    )
+    parser.add_argument("text", nargs="*", help="texts, as the task words them ('sentence: a fine film')")
+    parser.add_argument("--prompt", required=True, metavar="FILE", help="a prompt of MODEL_DIR/prompts, or a .npy")
+    parser.add_argument(
+        "--base", metavar="PATH", help="the frozen base; the prompt's card names the one it was tuned on"
+    )
+    parser.add_argument("--vocabulary", metavar="FILE", help="SentencePiece model; default: the one beside the base")
+    parser.add_argument("--input", metavar="FILE", help="a text a line, or .jsonl with 'text'; - reads standard input")
+    parser.add_argument("--output", metavar="FILE", help="where the answers go; default: standard output")
+    parser.add_argument("--labels", nargs="+", metavar="LABEL", help="rank these; default: those of the prompt's card")
+    parser.add_argument("--decode", action="store_true", help="write the answer freely instead of ranking labels")
+    parser.add_argument("--batch_size", type=int, default=64, metavar="N")
+    options = parser.parse_args(argv)
+    from prompt_tuning import predict
+
+    return predict.main(options)
+
+
+def _data(argv: list[str]) -> int:
+    from prompt_tuning import catalogue
+
+    return catalogue.main(argv)
+
+
+def _asks_for_help(parser: argparse.ArgumentParser, argv: list[str]) -> bool:
+    if {"-h", "--help"} & set(argv):
+        parser.print_help()
+        return True
+    return False
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

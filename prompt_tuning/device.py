@@ -1,0 +1,94 @@
+"""Devices: the mesh, where parameters and batches live on it, and what JAX is told before it starts."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from prompt_tuning.errors import UserError
+from prompt_tuning.layout import Batch
+from prompt_tuning.t5 import T5Config, parameter_axes
+
+# T5X's logical axis names -> mesh axes
+RULES = (
+    ("batch", "data"),
+    ("vocab", "model"),
+    ("mlp", "model"),
+    ("heads", "model"),
+    ("joined_kv", "model"),
+    ("embed", None),
+    ("kv", None),
+    ("length", None),
+    ("relpos_buckets", None),
+)
+
+
+def make_mesh(model_parallel: int = 1) -> Mesh:
+    """All devices as [data, model]; `model_parallel` of them share one copy of the frozen parameters."""
+    devices = jax.devices()
+    if model_parallel < 1 or len(devices) % model_parallel:
+        raise UserError(f"MODEL_PARALLEL={model_parallel} does not divide the {len(devices)} devices there are.")
+    return Mesh(np.asarray(devices).reshape(-1, model_parallel), ("data", "model"))
+
+
+@contextlib.contextmanager
+def on(mesh: Mesh) -> Iterator[None]:
+    """Inside, logical axis names mean axes of `mesh`."""
+    with mesh, nn.logical_axis_rules(RULES):
+        yield
+
+
+def frozen_shardings(config: T5Config, mesh: Mesh) -> Any:
+    """Where each parameter of a T5 stands, as T5X shards it."""
+    rules = dict(RULES)
+    place = lambda axes: NamedSharding(mesh, PartitionSpec(*(rules[axis] for axis in axes)))
+    return jax.tree.map(place, parameter_axes(config), is_leaf=lambda x: isinstance(x, PartitionSpec))
+
+
+def put_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """The one step from host to device: rows over the data axis, what is told of examples everywhere."""
+    rows, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
+    return jax.device_put(batch, Batch(*(rows if array.ndim == 2 else everywhere for array in batch)))
+
+
+def put_everywhere(tree: Any, mesh: Mesh) -> Any:
+    """A copy of `tree` on every device."""
+    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+
+
+def frozen_dtype() -> Any:
+    """What frozen weights are stored as: bfloat16 on TPU and GPU, float32 on CPU."""
+    return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+
+
+def describe() -> str:
+    """The devices in words."""
+    devices = jax.devices()
+    kind = devices[0].device_kind if devices[0].platform != "cpu" else f"CPU, {os.cpu_count()} cores"
+    return f"{len(devices)} x {kind}" if len(devices) > 1 else kind
+
+
+def peak_memory() -> int | None:
+    """Most bytes in use so far: of the first accelerator, or of this process on a CPU."""
+    stats = jax.devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+    if stats and "peak_bytes_in_use" in stats:
+        return int(stats["peak_bytes_in_use"])
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def keep_compiled_programs(folder: str | None) -> None:
+    """Compiled programs are kept in `folder` (default: the user's cache), so that the next start is quick."""
+    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prompt_tuning" / "jax"
+    jax.config.update("jax_compilation_cache_dir", str(folder or default))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 1.0)

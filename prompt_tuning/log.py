@@ -1,0 +1,158 @@
+"""What a run tells: aligned lines on the console, the same in metrics.jsonl and for TensorBoard."""
+
+import json
+import math
+import os
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+from prompt_tuning import quiet
+
+COLUMNS = ("step", "loss", "lr", "examples/s", "padding", "memory", "left")
+WIDTHS = (13, 9, 9, 11, 8, 10, 9)
+
+
+def bytes_in_words(count: int | float | None) -> str:
+    """1.9 GiB, 205 KiB."""
+    if count is None:
+        return "?"
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024 or unit == "GiB":
+            break
+        count /= 1024
+    return f"{count:.0f} {unit}" if count >= 100 or unit == "B" else f"{count:.1f} {unit}"
+
+
+def time_in_words(seconds: float) -> str:
+    """0:07:30."""
+    if not math.isfinite(seconds):
+        return "?"
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
+
+
+class Log:
+    """Console lines, `metrics.jsonl` and TensorBoard events of one run."""
+
+    def __init__(self, folder: Path, resumed_at: int = 0, out: TextIO | None = None) -> None:
+        """Records of `folder/metrics.jsonl` behind step `resumed_at` are dropped: they will be made again."""
+        self.out = out or sys.stdout
+        self.colour = self.out.isatty() and "NO_COLOR" not in os.environ
+        self.path = folder / "metrics.jsonl"
+        _cut(self.path, resumed_at)
+        self._file = self.path.open("a", encoding="utf-8")
+        self._board = _tensorboard(folder)
+        self._lines = 0
+
+    def say(self, text: str, style: str = "") -> None:
+        """One line for people."""
+        codes = {"": "", "bold": "\x1b[1m", "dim": "\x1b[2m", "good": "\x1b[32m"}
+        print(f"{codes[style]}{text}\x1b[0m" if self.colour and style else text, file=self.out, flush=True)
+
+    def ledger(self, rows: Mapping[str, str]) -> None:
+        """What the run is made of, before it starts."""
+        width = max(map(len, rows))
+        for name, text in rows.items():
+            self.say(f"{name:>{width}}  {text}")
+
+    def train(self, step: int, total: int, record: Mapping[str, Any], left: float) -> None:
+        """One line of the table, and the record behind it: loss is each slot's."""
+        if self._lines % 20 == 0:
+            self.say(" ".join(f"{name:>{width}}" for name, width in zip(COLUMNS, WIDTHS, strict=True)), "dim")
+        self._lines += 1
+        losses = list(record["loss"].values())
+        cells = (
+            f"{step}/{total}",
+            f"{math.fsum(losses) / len(losses):.4f}",
+            f"{record['learning_rate']:.3g}",
+            "?" if record["examples_per_second"] is None else f"{record['examples_per_second']:.1f}",
+            f"{100 * record['padding']:.0f} %",
+            bytes_in_words(record["memory"]),
+            time_in_words(left),
+        )
+        self.say(" ".join(f"{cell:>{width}}" for cell, width in zip(cells, WIDTHS, strict=True)))
+        self.record(step, record)
+
+    def record(self, step: int, record: Mapping[str, Any]) -> None:
+        """One line of metrics.jsonl; TensorBoard gets the numbers in it as `a/b` tags."""
+        self._file.write(json.dumps({"step": step, **record}) + "\n")
+        self._file.flush()
+        if self._board is not None:
+            self._board.write_scalars(step, dict(_scalars(record)))
+
+    def flush(self) -> None:
+        """Everything said so far is on disk when this returns."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        if self._board is not None:
+            self._board.flush()
+
+    def close(self) -> None:
+        self.flush()
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def _cut(path: Path, step: int) -> None:
+    if path.exists():
+        kept = []
+        for line in path.read_text("utf-8").splitlines(keepends=True):
+            try:
+                if line.endswith("\n") and json.loads(line)["step"] <= step:
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError):
+                continue  # a line that a kill cut short
+        temporary = path.with_name(f".{path.name}")
+        temporary.write_text("".join(kept), "utf-8")
+        temporary.replace(path)
+
+
+def _scalars(record: Mapping[str, Any], prefix: str = "") -> Any:
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            yield from _scalars(value, f"{prefix}{name}/")
+        elif isinstance(value, int | float) and not isinstance(value, bool):
+            yield prefix + name, value
+
+
+def _tensorboard(folder: Path) -> Any:
+    """clu's writer, or None where TensorFlow is not installed (it needs it)."""
+    try:
+        with quiet.imports():
+            from clu import metric_writers
+    except ImportError:
+        return None
+    return metric_writers.SummaryWriter(str(folder / "tensorboard"))
+
+
+class Clock:
+    """Seconds since the start, and the pace of the steps since."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+        self.steps = 0
+        self.stepping = 0.0
+        self._mark = self.start
+
+    def pause(self) -> None:
+        """The time since the last mark belonged to no step (evaluation, compilation)."""
+        self._mark = time.monotonic()
+
+    def window(self, steps: int) -> float:
+        """Seconds that the last `steps` steps took."""
+        now = time.monotonic()
+        elapsed, self._mark = now - self._mark, now
+        self.steps += steps
+        self.stepping += elapsed
+        return elapsed
+
+    def left(self, steps: int) -> float:
+        """Expected seconds of `steps` more."""
+        return steps * self.stepping / self.steps if self.steps else math.nan
+
+    def since_start(self) -> float:
+        return time.monotonic() - self.start

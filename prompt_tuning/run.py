@@ -1,0 +1,187 @@
+"""A run as gin describes it, and what it opens: base, vocabulary, tasks, slots."""
+
+import dataclasses
+import functools
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from prompt_tuning import configure, device, infer, inits, optim, slots, task_file
+from prompt_tuning.base import Base, load_base
+from prompt_tuning.errors import UserError
+from prompt_tuning.examples import Examples, Mixture
+from prompt_tuning.slots import Slot
+from prompt_tuning.step import Model
+from prompt_tuning.t5 import T5Config
+from prompt_tuning.vocabulary import Vocabulary
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """The base and where it is put."""
+
+    path: str | None = None
+    vocabulary_file: str | None = None
+    dtype: Any = None  # of the weights; None: bfloat16 on TPU and GPU, float32 on CPU
+    model_parallel: int = 1
+
+    def open(self) -> tuple[Base, Vocabulary, Mesh]:
+        """The sharded base, its vocabulary and the mesh."""
+        if not self.path:
+            raise UserError("There is no base. Type --gin.INITIAL_CHECKPOINT_PATH=PATH: a T5X checkpoint, a Hugging Face T5 folder or a hub name.")  # fmt: skip # noqa: E501
+        dtype = jnp.dtype(self.dtype) if self.dtype else device.frozen_dtype()
+        mesh = device.make_mesh(self.model_parallel)
+        expected = dataclasses.replace(T5Config(), dtype=dtype) if configure.is_configured("T5Config") else None
+        base = load_base(self.path, expected, dtype, lambda config: device.frozen_shardings(config, mesh))
+        path = self.vocabulary_file or base.vocabulary
+        if path is None:
+            raise UserError(f"There is no spiece.model beside {base.path}. Type --gin.VOCABULARY_FILE=PATH.")
+        vocabulary = Vocabulary(path)
+        if vocabulary.size > base.config.vocab_size:
+            raise UserError(
+                f"The vocabulary {path} has {vocabulary.size:,} pieces, and the base {base.path} embeds only"
+                f" {base.config.vocab_size:,}: they do not belong together. Type --gin.VOCABULARY_FILE=PATH."
+            )
+        return base, vocabulary, mesh
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Data:
+    """Where tasks come from."""
+
+    module: str | None = None
+    task_file: str | None = None
+    data_dir: str | None = None
+    lengths: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"inputs": 512, "targets": 62})
+    eval_split: str = "validation"
+
+    def __post_init__(self) -> None:
+        if set(self.lengths) != {"inputs", "targets"} or any(n < 1 for n in self.lengths.values()):
+            raise UserError(
+                f"TASK_FEATURE_LENGTHS is {dict(self.lengths)}; it gives the longest inputs and targets in tokens,"
+                " such as {'inputs': 512, 'targets': 62}."
+            )
+
+    def open(self, name: str | None, vocabulary: Vocabulary) -> Mixture:
+        """The task or mixture `name`, or the one that TASK_FILE describes."""
+        if self.task_file:
+            if name:
+                raise UserError(f"MIXTURE_OR_TASK_NAME={name} and TASK_FILE={self.task_file} are both set: set one.")
+            return task_file.open_task_file(self.task_file, vocabulary, self.lengths)
+        if not name:
+            raise UserError("There is no task. Type --gin.MIXTURE_OR_TASK_NAME=NAME (prompt-tuning data list shows them) or --gin.TASK_FILE=PATH.")  # fmt: skip # noqa: E501
+        if importlib.util.find_spec("seqio") is None:
+            raise UserError("SeqIO is not installed here, and tasks by name need it. Use a TASK_FILE instead.")
+        from prompt_tuning import data  # imports TensorFlow, which takes seconds
+
+        return data.open_mixture(name, vocabulary, self.lengths, self.module, self.data_dir)
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Everything a training run is told; gin/defaults.gin says what each setting means."""
+
+    model_dir: str | None = None
+    frozen: Frozen = Frozen()
+    data: Data = dataclasses.field(default_factory=Data)
+    slots: Sequence[Mapping[str, Any]] | None = None
+    grid: Mapping[str, Sequence[Any]] | None = None
+    train_steps: int = 30_000
+    batch_size: int = 32
+    optimizer: optim.MakeOptimizer = optim.adafactor
+    schedule: optim.Schedule = optim.constant_schedule
+    z_loss: float = 1e-4
+    dropout_rate: float = 0.1
+    packing: bool = True
+    eval_period: int = 1000
+    eval_batch_size: int = 64
+    predict: infer.Predict | None = None
+    patience: int | None = None
+    log_period: int = 10
+    jax_cache_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("train_steps", "batch_size", "eval_period", "eval_batch_size", "log_period"):
+            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
+                raise UserError(f"{name.upper()} is {getattr(self, name)!r}; it is a whole number from 1.")
+        if not 0 <= self.dropout_rate < 1:
+            raise UserError(f"DROPOUT_RATE is {self.dropout_rate}; it is from 0 (off) to below 1.")
+
+    @property
+    def folder(self) -> Path:
+        """MODEL_DIR, which may not exist yet."""
+        if not self.model_dir:
+            raise UserError("There is nowhere to write to. Type --gin.MODEL_DIR=FOLDER.")
+        return Path(self.model_dir).expanduser()
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A run's base, slots and tasks, loaded."""
+
+    run: Run
+    base: Base
+    vocabulary: Vocabulary
+    mesh: Mesh
+    slots: tuple[Slot, ...]
+    mixtures: tuple[Mixture, ...]  # one a slot; slots of one task share it
+
+    @functools.cached_property
+    def model(self) -> Model:
+        return Model(self.base.config, len(self.slots), max(slot.length for slot in self.slots))
+
+    @property
+    def labels(self) -> list[tuple[str, ...]]:
+        """The answers that each slot ranks."""
+        of_tasks = [{task.labels for task in mixture.tasks} for mixture in self.mixtures]
+        return [
+            tuple(slot.labels) if slot.labels else found.pop() if len(found) == 1 else ()
+            for slot, found in zip(self.slots, of_tasks, strict=True)
+        ]
+
+    def start_bank(self) -> np.ndarray:
+        """`bank[K P D]` of the slots' inits."""
+        table = self.base.params["token_embedder"]["embedding"]
+        embed = lambda ids: np.asarray(table[jnp.asarray(ids)], np.float32)
+        config = self.base.config
+        starts = [
+            inits.Start(slot.length, config.emb_dim, embed, self.vocabulary, labels, self.base.digest)
+            for slot, labels in zip(self.slots, self.labels, strict=True)
+        ]
+        return slots.start_bank(self.slots, starts)
+
+    def held_out(self) -> list[list[tuple[Any, Examples]]]:
+        """(task, examples of EVAL_SPLIT) of each slot."""
+        split = self.run.data.eval_split
+        return [[(task, task.load(split)) for task in mixture.tasks if split in task.splits or len(mixture.tasks) == 1]
+                for mixture in self.mixtures]  # fmt: skip
+
+    def answerer(self, progress: Callable | None = None) -> infer.Answerer:
+        """The slots, ready to predict."""
+        extra = {"progress": progress} if progress else {}
+        return infer.Answerer(
+            self.model, self.slots, self.labels, self.vocabulary, self.mesh, self.run.eval_batch_size,
+            self.run.data.lengths["targets"], self.run.packing, **extra,
+        )  # fmt: skip
+
+
+def open_run(run: Run) -> Opened:
+    """Loads the base, then the tasks; each task once, however many slots share it."""
+    device.keep_compiled_programs(run.jax_cache_dir)
+    wanted = slots.expand(run.slots, run.grid)
+    base, vocabulary, mesh = run.frozen.open()
+    mixtures = {name: run.data.open(name, vocabulary) for name in dict.fromkeys(slot.task for slot in wanted)}
+    if run.data.task_file:  # such a slot is called after its file's task
+        wanted = tuple(dataclasses.replace(s, name=s.name.replace("prompt", mixtures[s.task].name, 1)) for s in wanted)
+    jax.block_until_ready(base.params)
+    return Opened(run, base, vocabulary, mesh, wanted, tuple(mixtures[slot.task] for slot in wanted))

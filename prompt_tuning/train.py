@@ -1,0 +1,235 @@
+"""Prompt tuning (Lester et al. 2021): read from top to bottom, `train` is one run.
+
+python -m prompt_tuning.train --gin_file=runs/sst2_small.gin --gin.MODEL_DIR=runs/sst2
+"""
+
+import dataclasses
+import functools
+import math
+import signal
+import sys
+import threading
+from typing import Any
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prompt_tuning import device, infer, layout, optim, prompt_file, slots, split
+from prompt_tuning.batches import TrainingData, prefetched
+from prompt_tuning.checkpoint import Best, Checkpointer, Identity
+from prompt_tuning.log import Clock, Log, bytes_in_words
+from prompt_tuning.run import Opened, Run, open_run
+from prompt_tuning.step import TrainState, train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a run came to."""
+
+    step: int
+    best: Best
+    names: tuple[str, ...]
+
+
+def train(run: Run) -> Result:
+    """Trains every slot of `run`, evaluating and saving every EVAL_PERIOD steps; goes on from the newest checkpoint."""
+    clock = Clock()
+    opened = open_run(run)
+    optimizer = optim.over_slots(
+        run.optimizer, [s.length for s in opened.slots], [s.learning_rate for s in opened.slots], run.schedule
+    )
+    data = TrainingData(opened)
+    state = _first_state(opened, optimizer)
+    best = Best.none(state.trainable["prompt"]["bank"])
+    identity = Identity(opened.base.digest, _settings(opened))
+
+    run.folder.mkdir(parents=True, exist_ok=True)
+    checkpointer = Checkpointer(run.folder)
+    if checkpointer.latest is not None:
+        state, best = checkpointer.restore(state, best, identity)
+    first = int(state.step)
+    (run.folder / "config.gin").write_text(gin.operative_config_str(), "utf-8")
+    log = Log(run.folder, first)
+    shape = data.plan()
+    log.ledger(_ledger(opened, data, shape, first))
+
+    step = jax.jit(
+        functools.partial(
+            train_step, model=opened.model, optimizer=optimizer, dropout_rate=run.dropout_rate, z_loss=run.z_loss
+        ),
+        donate_argnames="state",
+    )
+    with device.on(opened.mesh), _stop_signal() as stop:
+        evaluator = Evaluator(opened, log)
+        window: list[tuple[Any, float]] = []
+        clock.pause()
+        batches = prefetched(lambda n: data.batch(n, shape), first, run.train_steps)
+        for n, batch in batches:
+            state, metrics = step(state, opened.base.params, device.put_batch(batch, opened.mesh))
+            window.append((metrics, batch.padding))
+            done = n + 1
+            if done == first + 1:
+                jax.block_until_ready(state)
+                log.say(f"first step after {clock.since_start():.0f} s", "dim")
+                clock.pause()  # compiling is not the pace of the run
+            last = done == run.train_steps or stop.is_set()
+            evaluates = done % run.eval_period == 0 or done == run.train_steps
+            if done % run.log_period == 0 or evaluates or last:
+                timed = len(window) - (done == first + len(window))
+                _log_window(log, clock, opened, window, done, timed)
+                window = []
+            if evaluates:
+                best = evaluator(state, best)
+            if evaluates or last:
+                _save(opened, checkpointer, log, state, best, identity)
+                clock.pause()
+            if stop.is_set():
+                log.say(f"stopped at step {done} and saved; the same command goes on from there", "bold")
+                break
+            if evaluates and run.patience and done - best.step.max() >= run.patience * run.eval_period:
+                log.say(f"no slot got better in {run.patience} evaluations: stopping early", "bold")
+                break
+        batches.close()
+    _finish(opened, log, best)
+    checkpointer.close()
+    log.close()
+    return Result(int(state.step), best, tuple(slot.name for slot in opened.slots))
+
+
+class Evaluator:
+    """Scores every slot on its held-out examples and keeps the best."""
+
+    def __init__(self, opened: Opened, log: Log) -> None:
+        self.opened, self.log = opened, log
+        self.answerer = opened.answerer()
+        self.held_out = opened.held_out()
+
+    def __call__(self, state: TrainState, best: Best) -> Best:
+        params = split.merge(state.trainable, self.opened.base.params)
+        metrics = infer.evaluate(self.answerer, params, self.held_out, self.opened.run.predict)
+        step = int(state.step)
+        scores = np.array([infer.mean_metric(m) for m in metrics])
+        best = best.updated(np.asarray(state.trainable["prompt"]["bank"]), scores, step)
+        for slot, found, score, at in zip(self.opened.slots, metrics, best.score, best.step, strict=True):
+            shown = "  ".join(f"{name} {value:.2f}" for name, value in found.items())
+            note = "best so far" if at == step else f"best {score:.2f} at step {at}"
+            self.log.say(f"{step:>8}  {slot.name}  {shown}  ({note})", "good" if at == step else "")
+        named = {slot.name: found for slot, found in zip(self.opened.slots, metrics, strict=True)}
+        self.log.record(step, {"eval": named})
+        return best
+
+
+def _first_state(opened: Opened, optimizer: optim.Optimizer) -> TrainState:
+    trainable = {"prompt": {"bank": jnp.asarray(opened.start_bank())}}
+    rng = jnp.asarray(slots.rng_of(opened.slots))
+    state = TrainState(trainable, optimizer.init(trainable), jnp.zeros((), jnp.int32), rng)
+    return device.put_everywhere(state, opened.mesh)
+
+
+def _settings(opened: Opened) -> dict[str, Any]:
+    """Everything that decides what the prompts become, as plain values."""
+    run = opened.run
+    word = lambda value: getattr(value, "__name__", None) or value
+    described = [{f.name: word(getattr(s, f.name)) for f in dataclasses.fields(s)} for s in opened.slots]
+    names = ("batch_size", "optimizer", "schedule", "z_loss", "dropout_rate", "packing", "log_period")
+    settings = {name: word(getattr(run, name)) for name in names}
+    return settings | {"slots": described, "lengths": dict(run.data.lengths), "eval_period": run.eval_period}
+
+
+def _ledger(opened: Opened, data: TrainingData, shape: layout.Shape, first: int) -> dict[str, str]:
+    """What the run is made of."""
+    run, base = opened.run, opened.base
+    frozen, trainable = split.count(base.params), sum(s.length for s in opened.slots) * base.config.emb_dim
+    batch = data.batch(first, shape)
+    sets = ", ".join(f"{e.task} {len(e):,}" for e in data.distinct)
+    cut = sum(e.truncated for e in data.distinct)
+    share = trainable / (trainable + frozen)
+    rows = {
+        "base": f"{base.path} ({base.digest[:12]})",
+        "frozen": f"{frozen:,} parameters, {bytes_in_words(split.size_in_bytes(base.params))}",
+        "trainable": f"{trainable:,} parameters, {bytes_in_words(4 * trainable)} ({share:.4%})",
+        "devices": device.describe(),
+        "examples": sets + (f"; {cut:,} inputs cut at {run.data.lengths['inputs']} tokens" if cut else ""),
+        "batch": f"{len(opened.slots)} x {run.batch_size} examples in {len(batch.encoder_tokens)} rows of"
+        f" {shape.row_length} positions, {batch.padding:.0%} padding",
+        "writes to": str(run.folder),
+    }
+    if first:
+        rows["resumes"] = f"at step {first} of {run.train_steps}"
+    return rows
+
+
+def _log_window(log: Log, clock: Clock, opened: Opened, window: list, done: int, timed: int) -> None:
+    """One line about the steps since the last one."""
+    run = opened.run
+    losses = np.mean([np.asarray(metrics["loss"]) for metrics, _ in window], axis=0)
+    norms = np.mean([np.asarray(metrics["gradient_norm"]) for metrics, _ in window], axis=0)
+    seconds = clock.window(timed)
+    names = [slot.name for slot in opened.slots]
+    rate = opened.slots[0].learning_rate * float(run.schedule(np.float32(done - 1)))
+    record = {
+        "loss": dict(zip(names, losses.tolist(), strict=True)),
+        "gradient_norm": dict(zip(names, norms.tolist(), strict=True)),
+        "learning_rate": rate,
+        "examples_per_second": timed * run.batch_size * len(names) / seconds if timed else None,
+        "padding": float(np.mean([padding for _, padding in window])),
+        "memory": device.peak_memory(),
+    }
+    log.train(done, run.train_steps, record, clock.left(run.train_steps - done))
+
+
+def _save(
+    opened: Opened, checkpointer: Checkpointer, log: Log, state: TrainState, best: Best, identity: Identity
+) -> None:
+    """The checkpoint, and the prompts of this step as bare arrays where the authors' code puts them."""
+    log.flush()
+    checkpointer.save(state, best, identity)
+    folder = opened.run.folder / "numpy_checkpoints" / f"checkpoint_{int(state.step)}"
+    bank = np.asarray(state.trainable["prompt"]["bank"])
+    for k, slot in enumerate(opened.slots):
+        place = folder / slot.name if len(opened.slots) > 1 else folder
+        prompt_file.save_npy(place / "encoder.prompt.prompt.prompt", bank[k, : slot.length])
+
+
+def _finish(opened: Opened, log: Log, best: Best) -> None:
+    """The best prompt of each slot, with its card."""
+    for k, slot in enumerate(opened.slots):
+        path = opened.run.folder / "prompts" / f"{slot.name}.safetensors"
+        tasks = opened.mixtures[k]
+        card = prompt_file.Card(
+            name=slot.name, task=tasks.name, labels=opened.labels[k], placement=slot.placement.__name__,
+            init=slot.init.__name__, seed=slot.seed, step=int(best.step[k]),
+            score=float(best.score[k]) if math.isfinite(best.score[k]) else None, metric="mean of the task's metrics",
+            base=opened.base.path, base_digest=opened.base.digest, input_length=opened.run.data.lengths["inputs"],
+        )  # fmt: skip
+        prompt_file.save_safetensors(path, prompt_file.Prompt(best.bank[k, : slot.length], card))
+        log.say(f"{slot.name}: {best.score[k]:.2f} at step {best.step[k]}, prompt in {path}", "bold")
+
+
+class _stop_signal:
+    """Inside, SIGTERM and Ctrl-C ask for a stop after the running step instead of killing it."""
+
+    def __enter__(self) -> threading.Event:
+        event = threading.Event()
+        self._old = {}
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGTERM, signal.SIGINT):
+                self._old[number] = signal.signal(number, lambda *_: event.set())
+        return event
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self._old.items():
+            signal.signal(number, handler)
+
+
+def main() -> int:
+    """T5X's flags: --gin_file (any number, in any order), --gin.NAME=VALUE, --gin_search_paths."""
+    from prompt_tuning import cli
+
+    return cli.main(["train", *sys.argv[1:]])
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -36,9 +36,11 @@ class OfficialFiles:
     any_width: bool = False
 
     def folder(self, data_dir: str | Path) -> Path | None:
-        """The task's folder below DATA_DIR, which may also name a folder too high or too low by one."""
+        """The task's folder below DATA_DIR, which may also name one of the folders below it."""
         root = Path(data_dir).expanduser()
         for folder in self.folders:
+            if root.is_dir() and root.parts[-2:] == Path(folder).parts:
+                return root
             for candidate in (root / folder, root / Path(folder).name, root.parent / folder):
                 if candidate.is_dir():
                     return candidate

@@ -1,0 +1,208 @@
+"""SeqIO tasks come out as the same tokens, texts and scores, whoever wrote them."""
+
+import functools
+import string
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+
+from prompt_tuning.data import open_mixture
+from prompt_tuning.errors import UserError
+from prompt_tuning.vocabulary import Vocabulary
+
+seqio = pytest.importorskip("seqio")
+import tensorflow as tf  # noqa: E402
+
+LENGTHS = {"inputs": 24, "targets": 6}
+TEXTS = ["a good film", "the plot was thin and the film was dull " * 3, "good good"]
+
+
+@pytest.fixture(scope="module")
+def vocabulary(tmp_path_factory) -> Vocabulary:
+    folder = tmp_path_factory.mktemp("vocabulary")
+    lines = [
+        "the film was good and the plot was thin",
+        "hypothesis premise yes no dull",
+        string.ascii_letters + "_ 0123.",
+    ]
+    (folder / "corpus.txt").write_text("\n".join(lines * 20))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "corpus.txt"), model_prefix=str(folder / "tiny"), vocab_size=100, pad_id=0, eos_id=1,
+        unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    return Vocabulary(folder / "tiny.model", extra_ids=10)
+
+
+def _rows(split, shuffle_files=False, seed=None):
+    columns = {"inputs": TEXTS, "targets": ["yes", "no", "yes"], "id": [7, 8, 9]}
+    return tf.data.Dataset.from_tensor_slices(columns)
+
+
+def label_id(text, label_classes, **unused):
+    return label_classes.index(text) if text in label_classes else -1
+
+
+def accuracy(targets, predictions):
+    return {"accuracy": 100 * np.mean(np.equal(targets, predictions)), "note": "no number"}
+
+
+def register(name, steps, vocabulary, splits=("train", "validation"), **more):
+    """A third party's task, over another vocabulary than the base's."""
+    registered = seqio.SentencePieceVocabulary(vocabulary.path, extra_ids=5)
+    seqio.TaskRegistry.remove(name)
+    return seqio.TaskRegistry.add(
+        name,
+        source=seqio.FunctionDataSource(_rows, splits, num_input_examples={s: len(TEXTS) for s in splits}),
+        preprocessors=steps,
+        output_features={k: seqio.Feature(registered, add_eos=True) for k in ("inputs", "targets")},
+        postprocess_fn=functools.partial(label_id, label_classes=["no", "yes"]),
+        metric_fns=[accuracy],
+        **more,
+    )
+
+
+@seqio.map_over_dataset
+def shout(example):
+    return example | {"inputs": tf.strings.lower(example["inputs"])}
+
+
+TOKENIZE, EOS, EOS_INSIDE = (
+    seqio.preprocessors.tokenize,
+    seqio.preprocessors.append_eos,
+    seqio.preprocessors.append_eos_after_trim,
+)
+
+
+@pytest.mark.parametrize(
+    "steps",
+    [
+        [shout, TOKENIZE, seqio.CacheDatasetPlaceholder(), EOS],
+        [shout, TOKENIZE, EOS_INSIDE],
+        [shout, seqio.preprocessors.tokenize_and_append_eos],
+        [TOKENIZE, shout_tokens := seqio.map_over_dataset(lambda x: x), EOS],
+    ],
+    ids=["append_eos", "append_eos_after_trim", "tokenize_and_append_eos", "a step after the tokenizer"],
+)
+def test_tokens_equal_seqios_own(vocabulary, steps):
+    task = register("data_test", steps, vocabulary)
+    examples = open_mixture("data_test", vocabulary, LENGTHS).tasks[0].load("train")
+    words = seqio.SentencePieceVocabulary(vocabulary.path, vocabulary.extra_ids)
+    theirs = task.replace(output_features={k: seqio.Feature(words) for k in ("inputs", "targets")})
+    for i, example in enumerate(theirs.get_dataset(LENGTHS, "train", shuffle=False).as_numpy_iterator()):
+        assert examples.inputs[i].tolist() == example["inputs"].tolist()
+        assert examples.targets[i].tolist() == example["targets"].tolist()
+    assert [t["id"] for t in examples.texts] == [7, 8, 9]
+    assert examples.texts[0]["inputs_pretokenized"] == TEXTS[0]
+
+
+def test_long_inputs_are_cut_and_counted(vocabulary):
+    register("data_test", [TOKENIZE, EOS_INSIDE], vocabulary)
+    examples = open_mixture("data_test", vocabulary, LENGTHS).tasks[0].load("validation")
+    assert examples.truncated == 1
+    assert examples.inputs.lengths.max() == LENGTHS["inputs"]
+
+
+def test_labels_and_scores_are_the_tasks_own(vocabulary):
+    register("data_test", [TOKENIZE, EOS], vocabulary)
+    mixture = open_mixture("data_test", vocabulary, LENGTHS)
+    task = mixture.tasks[0]
+    assert (mixture.name, mixture.rates, task.labels) == ("data_test", (1.0,), ("no", "yes"))
+    assert task.score(task.load("train"), ["yes", "no", "nonsense"]) == {"accuracy": pytest.approx(200 / 3)}
+
+
+def test_a_metric_sees_the_example_as_seqio_would_show_it(vocabulary):
+    seen = []
+
+    def look(text, example=None, is_target=False):
+        seen.append((text, example["inputs_pretokenized"], example["id"], is_target))
+        return text
+
+    task = register("data_test", [TOKENIZE, EOS], vocabulary).replace(postprocess_fn=look)
+    seqio.TaskRegistry.remove("data_test")
+    seqio.TaskRegistry.add_provider("data_test", task)
+    ours = open_mixture("data_test", vocabulary, LENGTHS).tasks[0]
+    ours.score(ours.load("train"), ["yes"] * 3)
+    assert seen[0] == ("yes", TEXTS[0].encode(), 7, True)
+    assert seen[3] == ("yes", TEXTS[0].encode(), 7, False)
+
+
+def test_rates_follow_seqio_and_an_evaluation_task_has_none(vocabulary):
+    for name, splits in (("data_a", ("train",)), ("data_b", ("train",)), ("data_c", ("validation",))):
+        register(name, [TOKENIZE, EOS], vocabulary, splits)
+    seqio.MixtureRegistry.remove("data_inner")
+    seqio.MixtureRegistry.remove("data_mix")
+    seqio.MixtureRegistry.add("data_inner", [("data_a", seqio.mixing_rate_num_examples), ("data_c", 5.0)])
+    seqio.MixtureRegistry.add("data_mix", [("data_inner", 2.0), ("data_b", 6)])
+    mixture = open_mixture("data_mix", vocabulary, LENGTHS)
+    assert {t.name: r for t, r in zip(mixture.tasks, mixture.rates, strict=True)} == {
+        "data_a": 0.25,
+        "data_b": 0.75,
+        "data_c": 0.0,
+    }
+
+
+def test_an_unknown_name_split_and_module_offer_the_nearest(vocabulary):
+    register("data_test", [TOKENIZE, EOS], vocabulary)
+    with pytest.raises(UserError, match=r"'superglue_boolk'.*mean 'superglue_boolq'"):
+        open_mixture("superglue_boolk", vocabulary)
+    with pytest.raises(UserError, match=r"no split 'valid'.*mean 'validation'"):
+        open_mixture("data_test", vocabulary).tasks[0].load("valid")
+    with pytest.raises(UserError, match=r"No module 'my_tasks_nowhere'"):
+        open_mixture("data_test", vocabulary, module="my_tasks_nowhere")
+    with pytest.raises(UserError, match=r"DATA_DIR .*nowhere is not a folder"):
+        open_mixture("data_test", vocabulary, data_dir="/nowhere")
+
+
+def test_a_task_without_inputs_is_refused(vocabulary):
+    task = register("data_test", [TOKENIZE, EOS], vocabulary)
+    seqio.TaskRegistry.remove("data_test")
+    features = {"targets": task.output_features["targets"]}
+    seqio.TaskRegistry.add_provider("data_test", task.replace(output_features=features))
+    with pytest.raises(UserError, match=r"needs inputs and targets"):
+        open_mixture("data_test", vocabulary)
+
+
+def test_a_label_that_the_vocabulary_cannot_spell_is_refused(vocabulary):
+    task = register("data_test", [TOKENIZE, EOS], vocabulary)
+    seqio.TaskRegistry.remove("data_test")
+    asian = task.replace(postprocess_fn=functools.partial(label_id, label_classes=["yes", "いいえ"]))
+    seqio.TaskRegistry.add_provider("data_test", asian)
+    with pytest.raises(UserError, match=r"cannot spell .*いいえ"):
+        open_mixture("data_test", vocabulary)
+
+
+def test_a_module_beside_the_user_registers_tasks_and_a_taken_name_is_named(vocabulary, tmp_path, monkeypatch):
+    source = "import seqio\nfrom tasks.registry import add\nfrom tasks import glue\n"
+    line = "add({!r}, seqio.TaskRegistry.get('glue_sst2').source, [], [])\n"
+    (tmp_path / "my_fine_tasks.py").write_text(source + line.format("my_fine_task"))
+    (tmp_path / "my_taken_tasks.py").write_text(source + line.format("glue_sst2"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p])
+    assert open_mixture("my_fine_task", vocabulary, module="my_fine_tasks").name == "my_fine_task"
+    with pytest.raises(UserError, match=r"'my_taken_tasks' registers a task named 'glue_sst2', but one exists"):
+        open_mixture("glue_sst2", vocabulary, module="my_taken_tasks")
+
+
+def test_the_reference_names_are_understood(vocabulary):
+    for theirs, ours in (
+        ("taskless_super_glue_boolq_v102_examples", "superglue_boolq"),
+        ("mt5_taskless_super_glue_wsc_and_dev_v102_simple_examples", "superglue_wsc"),
+        ("glue_sst2_v002", "glue_sst2_prefixed"),
+        ("taskless_glue_mrpc_from_qqp_zeroshot_v002_examples", "glue_mrpc_from_qqp"),
+    ):
+        assert open_mixture(theirs, vocabulary).name == ours
+
+
+def test_only_the_data_room_imports_tensorflow():
+    code = """
+import importlib, pkgutil, sys
+import prompt_tuning
+for name in ("vocabulary", "task_file", "records", "metrics", "catalogue", "prepare"):
+    importlib.import_module("prompt_tuning." + name)
+assert not {"tensorflow", "seqio", "tensorflow_datasets"} & set(sys.modules), "TensorFlow was imported"
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

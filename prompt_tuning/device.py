@@ -41,7 +41,7 @@ def make_mesh(model_parallel: int = 1) -> Mesh:
 @contextlib.contextmanager
 def on(mesh: Mesh) -> Iterator[None]:
     """Inside, logical axis names mean axes of `mesh`."""
-    with mesh, nn.logical_axis_rules(RULES):
+    with jax.set_mesh(mesh), nn.logical_axis_rules(RULES):
         yield
 
 

@@ -54,10 +54,10 @@ class Answerer:
         ids = [[np.array([*self.vocabulary.encode(t), self.vocabulary.eos_id], np.int32) for t in labels]
                for labels in self.labels]  # fmt: skip
         made = []
-        for question in questions:
+        for number, question in enumerate(questions):
             slot = self.slots[question.slot]
             targets = ids[question.slot] if ranking else []
-            made.append(layout.Item(question.inputs, targets, question.slot, 0, slot.length, slot.placement))
+            made.append(layout.Item(question.inputs, targets, question.slot, number, slot.length, slot.placement))
         return made
 
     def batches(self, items: list[layout.Item]) -> Iterable[tuple[int, layout.Batch]]:
@@ -79,7 +79,7 @@ def rank(answerer: Answerer, params: split.Params, questions: Sequence[Question]
     """The most likely label of each question's task; every label is scored against one encoding of the input."""
     if unlabelled := {question.slot for question in questions if not answerer.labels[question.slot]}:
         names = ", ".join(answerer.slots[k].name for k in sorted(unlabelled))
-        raise UserError(f"{names}: there are no labels to rank. Type --gin.PREDICT=@greedy, or set CLASS_LABELS.")
+        raise UserError(f"{names}: there are no labels to rank. Type --gin.PREDICT=@write, or set CLASS_LABELS.")
     items = answerer.items(questions, ranking=True)
     answers = []
     for start, batch in answerer.batches(items):
@@ -100,12 +100,15 @@ def _choose(labels: tuple[str, ...], scores: np.ndarray) -> Answer:
 
 
 @gin.configurable
-def greedy(answerer: Answerer, params: split.Params, questions: Sequence[Question]) -> list[Answer]:
-    """The text that the most likely next token, again and again, makes up."""
+def write(
+    answerer: Answerer, params: split.Params, questions: Sequence[Question], decoder: Callable[..., Any] = decode.greedy
+) -> list[Answer]:
+    """The text that `decoder` (greedy, beam_search or sample) makes of each question."""
     items = answerer.items(questions, ranking=False)
     answers = []
     for start, batch in answerer.batches(items):
-        decoded = _greedy(params, batch, model=answerer.model, max_length=answerer.target_length)
+        length = batch.encoder_tokens.shape[1]
+        decoded = _decode(params, batch, decoder, answerer.model, answerer.target_length, length)
         tokens, scores = np.asarray(decoded.tokens[:, 0]), np.asarray(decoded.scores[:, 0])
         for i in range(len(items[start : start + answerer.batch_size])):
             answers.append(Answer(answerer.vocabulary.decode(tokens[i].tolist()), {}, float(scores[i])))
@@ -115,9 +118,17 @@ def greedy(answerer: Answerer, params: split.Params, questions: Sequence[Questio
 _score = jax.jit(score_targets, static_argnames="model")
 
 
-@functools.partial(jax.jit, static_argnames=("model", "max_length"))
-def _greedy(params: split.Params, batch: layout.Batch, *, model: Model, max_length: int) -> Any:
-    return decode.greedy(params, batch, model=model, max_length=max_length)
+@functools.partial(jax.jit, static_argnames=("decoder", "model", "max_length", "source_length"))
+def _decode(
+    params: split.Params,
+    batch: layout.Batch,
+    decoder: Callable[..., Any],
+    model: Model,
+    max_length: int,
+    source_length: int,
+) -> decode.Decoded:
+    rng = jax.random.key(0)
+    return decoder(params, batch, model=model, max_length=max_length, source_length=source_length, rng=rng)
 
 
 def evaluate(
@@ -134,7 +145,7 @@ def evaluate(
     methods: dict[Predict, list[tuple[int, Any, Examples]]] = {}
     for k, pairs in enumerate(held_out):
         for task, examples in pairs:
-            methods.setdefault(predict or (rank if task.labels else greedy), []).append((k, task, examples))
+            methods.setdefault(predict or (rank if task.labels else write), []).append((k, task, examples))
     for method, chosen in methods.items():
         questions = [Question(examples.inputs[i], k) for k, _, examples in chosen for i in range(len(examples))]
         answers = iter(method(answerer, params, questions))

@@ -70,7 +70,7 @@ class PromptTuned:
         questions = [infer.Question(np.array(cut(text), np.int32), 0) for text in texts]
         if not questions:
             return []
-        method = infer.greedy if decode or not self.labels else infer.rank
+        method = infer.write if decode or not self.labels else infer.rank
         with device.on(self.answerer.mesh):
             return method(self.answerer, self.params, questions)
 

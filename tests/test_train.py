@@ -1,0 +1,207 @@
+"""A run from a gin configuration: it learns, resumes to the bit, and its files are what a person expects."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sentencepiece
+from conftest import TINY, random_params
+
+from prompt_tuning import base, cli, configure, prompt_file, split
+from prompt_tuning.checkpoint import Checkpointer
+
+WORDS = {"positive": ["fine", "lovely", "great", "moving"], "negative": ["dull", "awful", "flat", "weak"]}
+
+
+def reviews(count: int, seed: int) -> list[dict]:
+    """Films that a word tells good from bad."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        label = str(rng.choice(sorted(WORDS)))
+        rows.append(
+            {"text": f"a {rng.choice(WORDS[label])} film about {rng.choice(['love', 'war', 'rain'])}", "label": label}
+        )
+    return rows
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory) -> Path:
+    """A tiny random base with a vocabulary of its own, and a task file."""
+    folder = tmp_path_factory.mktemp("home")
+    text = folder / "corpus.txt"
+    text.write_text("\n".join(f"review: {row['text']} {row['label']}" for row in reviews(300, 9)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(folder / "spiece"), vocab_size=80, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    config = dataclasses.replace(TINY, vocab_size=192)
+    base.save_t5x(random_params(config), folder / "base", 7, np.float32)
+    (folder / "spiece.model").rename(folder / "base" / "spiece.model")
+    for name, count, seed in (("train", 60, 0), ("dev", 24, 1)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reviews(count, seed)))
+    (folder / "task.toml").write_text(
+        'name = "films"\ninputs = "review: {text}"\ntarget = "label"\nlabels = ["negative", "positive"]\n'
+        'metric = "accuracy"\ntrain = "train.jsonl"\nvalidation = "dev.jsonl"\n'
+    )
+    return folder
+
+
+def flags(home: Path, model_dir: Path, **names) -> list[str]:
+    """A short run over the tiny base; keyword arguments are gin names."""
+    settings = {
+        "MODEL_DIR": model_dir, "INITIAL_CHECKPOINT_PATH": home / "base", "TASK_FILE": home / "task.toml",
+        "TRAIN_STEPS": 6, "EVAL_PERIOD": 3, "BATCH_SIZE": 4, "PROMPT_LENGTH": 5, "LOG_PERIOD": 2,
+        "JAX_CACHE_DIR": home / "cache", "TASK_FEATURE_LENGTHS": {"inputs": 32, "targets": 8},
+    }  # fmt: skip
+    return [f"--gin.{name}={value}" for name, value in (settings | names).items()]
+
+
+def run(home: Path, model_dir: Path, command: str = "train", **names) -> int:
+    return cli.main([command, *flags(home, model_dir, **names)])
+
+
+def final_prompt(model_dir: Path, step: int, slot: str = "") -> np.ndarray:
+    path = model_dir / "numpy_checkpoints" / f"checkpoint_{step}" / slot / "encoder.prompt.prompt.prompt"
+    return np.load(path, allow_pickle=False)
+
+
+def records(model_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_a_run_leaves_prompts_metrics_configuration_and_small_checkpoints(home, tmp_path, capsys):
+    assert run(home, tmp_path / "run") == 0
+    out = capsys.readouterr().out
+    assert "trainable  80 parameters" in out and "6/6" in out
+    assert final_prompt(tmp_path / "run", 6).shape == (5, 16)
+    prompt = prompt_file.load(tmp_path / "run" / "prompts" / "films.safetensors")
+    assert prompt.card.labels == ("negative", "positive") and prompt.card.step in (3, 6)
+    steps = [r["step"] for r in records(tmp_path / "run")]
+    assert steps == sorted(steps) and steps[-1] == 6
+    config = (tmp_path / "run" / "config.gin").read_text()
+    assert "PROMPT_LENGTH = 5" in config
+    saved = sum(f.stat().st_size for f in (tmp_path / "run" / "checkpoints" / "6").rglob("*") if f.is_file())
+    assert saved < 100_000
+
+
+def test_training_lowers_the_loss(home, tmp_path):
+    assert run(home, tmp_path, TRAIN_STEPS=60, EVAL_PERIOD=60, LOG_PERIOD=10, BATCH_SIZE=16) == 0
+    losses = [r["loss"]["films"] for r in records(tmp_path) if "loss" in r]
+    assert losses[-1] < losses[0] - 0.1
+
+
+def test_a_stopped_run_resumes_to_the_bit(home, tmp_path):
+    assert run(home, tmp_path / "whole", TRAIN_STEPS=9) == 0
+    command = [sys.executable, "-m", "prompt_tuning.train", *flags(home, tmp_path / "killed", TRAIN_STEPS=9)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"PYTHONUNBUFFERED": "1"})
+    saved = tmp_path / "killed" / "checkpoints" / "3" / "commit_success.txt"
+    deadline = time.monotonic() + 300
+    while not saved.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert run(home, tmp_path / "killed", TRAIN_STEPS=9) == 0
+    np.testing.assert_array_equal(final_prompt(tmp_path / "killed", 9), final_prompt(tmp_path / "whole", 9))
+    plain = lambda model_dir: [(r["step"], r.get("loss"), r.get("eval")) for r in records(model_dir)]
+    assert plain(tmp_path / "killed") == plain(tmp_path / "whole")
+
+
+def test_sigterm_saves_and_stops(home, tmp_path):
+    stopped: list[int] = []
+
+    class AfterFirstLine:
+        def write(self, text: str) -> int:
+            if "first step after" in text and not stopped:
+                stopped.append(1)
+                os.kill(os.getpid(), signal.SIGTERM)
+            return len(text)
+
+        def flush(self) -> None: ...
+
+        def isatty(self) -> bool:
+            return False
+
+    old, sys.stdout = sys.stdout, AfterFirstLine()
+    try:
+        assert run(home, tmp_path, TRAIN_STEPS=5000, EVAL_PERIOD=5000) == 0
+    finally:
+        sys.stdout = old
+    step = Checkpointer(tmp_path).latest
+    assert step is not None and step < 5000
+    assert stopped == [1]
+
+
+def test_three_slots_of_a_grid_equal_three_runs(home, tmp_path):
+    grid = {"seed": [0, 1], "length": [5, 3]}
+    assert run(home, tmp_path / "bank", GRID=grid) == 0
+    for seed, length in ((0, 5), (1, 3)):
+        assert run(home, tmp_path / f"{seed}", RANDOM_SEED=seed, PROMPT_LENGTH=length) == 0
+        together = final_prompt(tmp_path / "bank", 6, f"films-seed{seed}-length{length}")
+        np.testing.assert_allclose(together, final_prompt(tmp_path / f"{seed}", 6), rtol=2e-3, atol=2e-3)
+
+
+def test_packing_off_gives_the_same_prompt(home, tmp_path):
+    assert run(home, tmp_path / "packed", DROPOUT_RATE=0.0) == 0
+    assert run(home, tmp_path / "padded", DROPOUT_RATE=0.0, PACKING=False) == 0
+    np.testing.assert_allclose(final_prompt(tmp_path / "packed", 6), final_prompt(tmp_path / "padded", 6), atol=2e-3)
+
+
+def test_early_stopping_stops(home, tmp_path, capsys):
+    assert run(home, tmp_path, TRAIN_STEPS=600, EVAL_PERIOD=1, PATIENCE=2, LEARNING_RATE=1e-9) == 0
+    assert "stopping early" in capsys.readouterr().out
+    assert records(tmp_path)[-1]["step"] < 10
+
+
+def test_evaluation_repeats_the_best_score_and_infer_answers(home, tmp_path, capsys):
+    assert run(home, tmp_path) == 0
+    best = prompt_file.load(tmp_path / "prompts" / "films.safetensors").card.score
+    assert run(home, tmp_path, "eval") == 0
+    line = json.loads((tmp_path / "eval.jsonl").read_text())
+    assert line["metrics"]["films"]["accuracy"] == pytest.approx(best)
+    capsys.readouterr()
+    texts = tmp_path / "texts.jsonl"
+    texts.write_text('{"text": "review: a fine film about war"}\n{"text": "review: a dull film about love"}\n')
+    prompt = str(tmp_path / "prompts" / "films.safetensors")
+    assert cli.main(["infer", "--prompt", prompt, "--input", str(texts)]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["text"] for row in rows] == [json.loads(line)["text"] for line in texts.read_text().splitlines()]
+    for row in rows:
+        assert row["prediction"] in row["probabilities"] and row["prompt"] == "films"
+        assert sum(row["probabilities"].values()) == pytest.approx(1)
+    assert cli.main(["infer", "--prompt", prompt, "--decode", "review: a fine film"]) == 0
+    assert json.loads(capsys.readouterr().out)["probabilities"] == {}
+
+
+def test_writing_and_ranking_are_both_scored(home, tmp_path):
+    assert run(home, tmp_path) == 0
+    for predict in ("@rank", "@write"):
+        assert run(home, tmp_path, "eval", PREDICT=predict) == 0
+    assert len((tmp_path / "eval.jsonl").read_text().splitlines()) == 2
+
+
+def test_frozen_base_is_untouched_by_a_run(home, tmp_path):
+    before = split.digest(base.load_base(home / "base").params)
+    assert run(home, tmp_path) == 0
+    assert split.digest(base.load_base(home / "base").params) == before
+
+
+def test_gin_files_compose_in_any_order(tmp_path):
+    (tmp_path / "a.gin").write_text("BATCH_SIZE = 7\n")
+    files = ["prompts/random_uniform.gin", "models/t5_1_1_small.gin", "runs/sst2_small.gin", str(tmp_path / "a.gin")]
+    import gin
+
+    import prompt_tuning.train  # noqa: F401
+
+    configure.parse(files)
+    forward = gin.config_str()
+    configure.parse(files[::-1])
+    assert gin.config_str() == forward
+    configure.parse()

@@ -7,14 +7,14 @@ import contextlib
 import dataclasses
 import importlib
 import os
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import numpy as np
-
+from prompt_tuning import fields
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.examples import Examples, Mixture, Ragged
 from prompt_tuning.vocabulary import Vocabulary, flatten
@@ -41,6 +41,7 @@ def _silence() -> Iterator[None]:
 with _silence():
     import seqio
     import tensorflow as tf
+    import tensorflow_datasets as tfds
     from absl import logging as absl_logging
 
     tf.config.set_visible_devices([], "GPU")  # else TensorFlow would reserve the memory that JAX needs
@@ -93,6 +94,42 @@ def known_names(module: str | None = None) -> tuple[list[str], list[str]]:
     return sorted(seqio.TaskRegistry.names()), sorted(seqio.MixtureRegistry.names())
 
 
+def describe(name: str) -> dict[str, Any]:
+    """What is known of a registered task without reading its data: splits, labels, metrics, source."""
+    task = seqio.TaskRegistry.get(name)
+    source = task.source
+    known = source.__dict__.get("_splits")  # TfdsDataSource.splits would ask the network
+    return {
+        "splits": tuple(known if known is not None else source.splits),
+        "labels": _labels(task),
+        "metrics": tuple(metric.__name__ for metric in task.predict_metric_fns if hasattr(metric, "__name__")),
+        "source": str(source),
+    }
+
+
+def members(name: str) -> list[str]:
+    """The tasks of a registered mixture."""
+    return [task.name for task in seqio.MixtureRegistry.get(name).tasks]
+
+
+def prepare_tfds(name: str) -> None:
+    """Download and prepare, with TensorFlow Datasets, what a task or mixture reads; TFDS_DATA_DIR says where."""
+    for task in seqio.get_subtasks(_find(name, [_import("tasks")])):
+        set_name = getattr(task.source, "tfds_name", None)
+        if set_name is None:
+            raise UserError(f"Task {task.name} is not of TensorFlow Datasets; it reads {task.source}.")
+        try:
+            tfds.builder(set_name).download_and_prepare()
+        except Exception as error:  # as many kinds as there are downloads
+            raise UserError(f"TensorFlow Datasets could not prepare {set_name}: {error}") from error
+
+
+def _labels(task: seqio.Task) -> tuple[str, ...]:
+    """The `label_classes` its postprocessor was given, the custom of T5's own tasks."""
+    keywords = getattr(task.postprocessor, "keywords", None) or {}
+    return tuple(keywords.get("label_classes", ()))
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class SeqioTask:
     """A SeqIO task over one vocabulary and one pair of lengths (an `examples.Task`)."""
@@ -112,56 +149,80 @@ class SeqioTask:
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The `label_classes` its postprocessor was given, the custom of T5's own tasks."""
-        keywords = getattr(self.task.postprocessor, "keywords", None) or {}
-        return tuple(keywords.get("label_classes", ()))
+        return _labels(self.task)
 
     def load(self, split: str) -> Examples:
-        """All examples of a split, unshuffled, cut to the lengths.
+        """All examples of a split, unshuffled, cut to the lengths; of `train[:1000]` the first thousand.
 
         Raises:
           UserError: no such split, or the data cannot be read.
         """
-        if split not in self.splits:
+        name, count = self._place(split)
+        if split not in self._loaded:
+            self._loaded[split] = self._load(name, count)
+        return self._loaded[split]
+
+    def texts(self, split: str) -> Sequence[Mapping[str, Any]]:
+        """What `load` would tokenise; for looking at a task rather than training on it."""
+        head, _ = _before_tokenizer(self.task)
+        return self.load(split).texts if head is None else self._texts(head, *self._place(split))
+
+    def _place(self, split: str) -> tuple[str, int | None]:
+        match = re.fullmatch(r"(\w+)(?:\[:(\d+)\])?", split)
+        name = match[1] if match else split
+        if name not in self.splits:
             raise UserError(
                 f"Task {self.name} has no split {split!r} in {self.task.source}; it has "
                 f"{', '.join(self.splits) or 'none'}.{nearest(split, self.splits)}"
             )
-        if split not in self._loaded:
-            self._loaded[split] = self._load(split)
-        return self._loaded[split]
+        return name, int(match[2]) if match and match[2] else None
 
-    def _load(self, split: str) -> Examples:
+    def _load(self, split: str, count: int | None) -> Examples:
         head, keep_eos = _before_tokenizer(self.task)
         if head is None:
-            rows = _read(
-                self.task.get_dataset(
-                    self.lengths, split, shuffle=False, seed=0, trim_output_features=False, try_in_mem_cache=False
-                )
-            )
-            tokens = {k: _trim([row.pop(k) for row in rows], self.lengths[k]) for k in ("inputs", "targets")}
-            for i, row in enumerate(rows):
-                for k, (ragged, _) in tokens.items():
-                    row.setdefault(f"{k}_pretokenized", self.vocabulary.decode(ragged[i]))
+            texts, tokens = self._through_seqio(split, count)
         else:
-            plain = self.task.replace(preprocessors=head)
-            source = plain.source.get_dataset(split=split, shuffle=False, seed=0)
-            if batched := all(getattr(step, "on_batches", False) for step in head):
-                source = source.ragged_batch(READ_BATCH)
-            rows = _read(plain.preprocess_postcache(source, self.lengths, seed=0), batched)
-            for row in rows:
-                for k in plain.output_features:
-                    row[f"{k}_pretokenized"] = row.pop(k)
+            texts = self._texts(head, split, count)
             tokens = {
                 k: self.vocabulary.tokenise(
-                    [row[f"{k}_pretokenized"] for row in rows],
+                    [text[f"{k}_pretokenized"] for text in texts],
                     self.lengths[k],
                     add_eos=self.task.output_features[k].add_eos,
                     keep_eos=keep_eos,
                 )
                 for k in ("inputs", "targets")
             }
-        return Examples(self.name, split, tokens["inputs"][0], tokens["targets"][0], rows, tokens["inputs"][1])
+        if not texts:
+            raise UserError(f"The split {split!r} of {self.name} holds no examples in {self.task.source}.")
+        return Examples(self.name, split, tokens["inputs"][0], tokens["targets"][0], texts, tokens["inputs"][1])
+
+    def _texts(self, head: list[Any], split: str, count: int | None) -> list[dict[str, Any]]:
+        """The examples behind the preprocessors `head`, which end before the tokenizer."""
+        plain = self.task.replace(preprocessors=head)
+        source = plain.source.get_dataset(split=split, shuffle=False, seed=0)
+        batched = count is None and all(getattr(step, "on_batches", False) for step in head)
+        dataset = plain.preprocess_postcache(
+            source.ragged_batch(READ_BATCH) if batched else source, self.lengths, seed=0
+        )
+        rows = _read(dataset if count is None else dataset.take(count), batched)
+        for row in rows:
+            for k in plain.output_features:
+                row[f"{k}_pretokenized"] = row.pop(k)
+        return rows
+
+    def _through_seqio(
+        self, split: str, count: int | None
+    ) -> tuple[list[dict[str, Any]], dict[str, tuple[Ragged, int]]]:
+        """The examples of a task that works on tokens, such as span corruption, by SeqIO's own pipeline."""
+        dataset = self.task.get_dataset(
+            self.lengths, split, shuffle=False, seed=0, trim_output_features=False, try_in_mem_cache=False
+        )
+        rows = _read(dataset if count is None else dataset.take(count))
+        tokens = {k: _trim([row.pop(k) for row in rows], self.lengths[k]) for k in ("inputs", "targets")}
+        for i, row in enumerate(rows):
+            for k, (ragged, _) in tokens.items():
+                row.setdefault(f"{k}_pretokenized", self.vocabulary.decode(ragged[i]))
+        return rows, tokens
 
     def score(self, examples: Examples, predictions: Sequence[str]) -> dict[str, float]:
         """The task's own metrics of one predicted text for every example.
@@ -173,16 +234,15 @@ class SeqioTask:
             raise UserError(f"{len(predictions)} predictions for the {len(examples)} examples of {self.name}.")
         if not self.task.predict_metric_fns:
             raise UserError(f"Task {self.name} has no metric_fns of (targets, predictions), so it cannot be scored.")
-        fields = [_as_seqio(text) for text in examples.texts]
+        shown = [fields.as_seqio(text) for text in examples.texts]
         of = self.task.postprocess_fn
         targets = [
-            of(t["targets_pretokenized"], example=f, is_target=True)
-            for t, f in zip(examples.texts, fields, strict=True)
+            of(t["targets_pretokenized"], example=f, is_target=True) for t, f in zip(examples.texts, shown, strict=True)
         ]
-        guesses = [of(p, example=f, is_target=False) for p, f in zip(predictions, fields, strict=True)]
+        guesses = [of(p, example=f, is_target=False) for p, f in zip(predictions, shown, strict=True)]
         scores: dict[str, float] = {}
         for metric in self.task.predict_metric_fns:
-            scores.update(_flat(metric(targets, guesses)))
+            scores.update(fields.numbers(metric(targets, guesses)))
         return scores
 
 
@@ -277,50 +337,10 @@ def _read(dataset: tf.data.Dataset, batched: bool = False) -> list[dict[str, Any
     """Every example as plain Python values: str, numbers, lists of these."""
     rows: list[dict[str, Any]] = []
     for batch in (dataset if batched else dataset.ragged_batch(READ_BATCH)).prefetch(2):
-        rows.extend(_rows(batch))
+        rows.extend(fields.rows(batch))
     return rows
-
-
-def _rows(batch: Mapping[str, Any]) -> list[dict[str, Any]]:
-    columns = [_column(v) for v in batch.values()]
-    return [dict(zip(batch, values, strict=True)) for values in zip(*columns, strict=True)]
-
-
-def _column(values: Any) -> list[Any]:
-    if isinstance(values, Mapping):
-        return _rows(values)
-    plain = values.to_list() if isinstance(values, tf.RaggedTensor) else values.numpy().tolist()
-    return [_text(v) for v in plain] if values.dtype == tf.string else plain
-
-
-def _text(value: Any) -> Any:
-    return [_text(v) for v in value] if isinstance(value, list) else value.decode("utf-8", "replace")
-
-
-def _as_seqio(value: Any) -> Any:
-    """An example's field as SeqIO hands it to a postprocessor: bytes and numpy arrays."""
-    if isinstance(value, Mapping):
-        return {k: _as_seqio(v) for k, v in value.items()}
-    if isinstance(value, str):
-        return value.encode()
-    if isinstance(value, list):
-        items = [_as_seqio(v) for v in value]
-        return np.array(items, object) if any(isinstance(v, bytes) for v in items) else np.array(items)
-    return value
 
 
 def _trim(tokens: Sequence[Sequence[int]], limit: int) -> tuple[Ragged, int]:
     """Sequences cut at the limit, and how many were."""
     return flatten([t[:limit] for t in tokens]), sum(len(t) > limit for t in tokens)
-
-
-def _flat(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
-    """Metrics by name as floats; what is no number (a text, a histogram) is left out."""
-    scores: dict[str, float] = {}
-    for name, value in metrics.items():
-        if isinstance(value, Mapping):
-            scores.update(_flat(value, f"{prefix}{name}/"))
-            continue
-        with contextlib.suppress(TypeError, ValueError):
-            scores[prefix + name] = float(getattr(value, "value", value))
-    return scores

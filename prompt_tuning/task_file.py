@@ -82,25 +82,30 @@ class FileTask:
 
     def load(self, split: str) -> Examples:
         """All examples of a split, in file order."""
-        if split not in self.splits:
-            raise UserError(f"{self.path} names no {split} file; it has {', '.join(self.splits)}.")
         if split not in self._loaded:
             self._loaded[split] = self._load(split)
         return self._loaded[split]
 
-    def _load(self, split: str) -> Examples:
+    def texts(self, split: str) -> list[dict[str, Any]]:
+        """What `load` tokenises; for looking at a task rather than training on it."""
+        if split not in self.splits:
+            raise UserError(f"{self.path} names no {split} file; it has {', '.join(self.splits)}.")
         texts = [
-            self._texts(file, record)
+            self._text(file, record)
             for file in self.settings[split]
             for record in read_records(self.path.parent / file)
         ]
         if not texts:
             raise UserError(f"{', '.join(map(str, self.settings[split]))} of {self.path} holds no examples.")
+        return texts
+
+    def _load(self, split: str) -> Examples:
+        texts = self.texts(split)
         inputs, cut = self.vocabulary.tokenise([t["inputs_pretokenized"] for t in texts], self.lengths["inputs"])
         targets, _ = self.vocabulary.tokenise([t["targets_pretokenized"] for t in texts], self.lengths["targets"])
         return Examples(self.name, split, inputs, targets, texts, cut)
 
-    def _texts(self, file: str, record: Record) -> dict[str, Any]:
+    def _text(self, file: str, record: Record) -> dict[str, Any]:
         at = f"{self.path.parent / file}:{record[0]}"
         inputs = _fill(self.settings["inputs"], record, at)
         target = _fill(self.settings["target"], record, at)

@@ -29,7 +29,7 @@ class Vocabulary:
     eos_id = EOS_ID
 
     def __init__(self, path: str | Path, extra_ids: int = 100):
-        self.path = str(path)
+        self.path = str(_model_file(Path(path).expanduser()))
         self.extra_ids = extra_ids
         self._model = _processor(self.path, extra_ids)
 
@@ -88,6 +88,12 @@ class Vocabulary:
         """Whether a text has at least one piece and no unknown one."""
         ids = self.encode(text)
         return bool(ids) and self.unk_id not in ids
+
+
+def _model_file(path: Path) -> Path:
+    """The model in a folder, as it stands beside a Hugging Face or T5X base; any other path as it is."""
+    inside = [path / name for name in ("spiece.model", "sentencepiece.model")] if path.is_dir() else []
+    return next((p for p in inside if p.is_file()), path)
 
 
 def flatten(sequences: Sequence[Sequence[int]]) -> Ragged:

@@ -4,6 +4,7 @@ Parameter names and shapes are T5X's, so its checkpoints load without renaming. 
 several examples; `Stream` says what stands where.
 """
 
+import functools
 import math
 import zlib
 from collections.abc import Callable
@@ -45,8 +46,7 @@ class Dropout:
 
     def features(self, x: Float[Array, "R S F"], stream: Stream, site: tuple[str, ...]) -> Float[Array, "R S F"]:
         """Drops features of `x`, the same ones at all positions of an example."""
-        keep = self._keep(site, x.shape[-1:]).astype(x.dtype)
-        return x * keep.at[stream.segments - 1].get(mode="clip")
+        return _drop(x, self._keep(site, x.shape[-1:]).astype(x.dtype), stream.segments)
 
     def weights(self, keys: Stream, heads: int, site: tuple[str, ...]) -> Float[Array, "R H 1 S"]:
         """Multipliers of attention weights, alike for all queries of an example."""
@@ -55,20 +55,25 @@ class Dropout:
         return jnp.swapaxes(keep, 1, 2)[:, :, None, :]
 
 
-class Dense(nn.Module):
-    """A linear map without bias; its kernel is `[in, out]`."""
+@jax.checkpoint  # backward gathers again rather than keep a multiplier for every position
+def _drop(x: Float[Array, "R S F"], keep: Float[Array, "N F"], segments: Int[Array, "R S"]) -> Float[Array, "R S F"]:
+    return x * keep.at[segments - 1].get(mode="clip")
 
-    features: int
+
+class Dense(nn.Module):
+    """A linear map without bias."""
+
+    shape: tuple[int, int]  # in, out
     axes: tuple[str, str]
     stddev: float  # of the initial kernel, times sqrt(in)
     dtype: Any
 
-    @nn.compact
-    def __call__(self, x: Float[Array, "... A"]) -> Float[Array, "... F"]:
+    def setup(self) -> None:
         init = nn.initializers.variance_scaling(self.stddev**2, "fan_in", "normal")
-        shape = (x.shape[-1], self.features)
-        kernel = partitioning.param_with_axes("kernel", init, shape, jnp.float32, axes=self.axes)
-        return jnp.dot(x.astype(self.dtype), kernel.astype(self.dtype))
+        self.kernel = partitioning.param_with_axes("kernel", init, self.shape, jnp.float32, axes=self.axes, module=self)
+
+    def __call__(self, x: Float[Array, "... A"]) -> Float[Array, "... F"]:
+        return jnp.dot(x.astype(self.dtype), self.kernel.astype(self.dtype))
 
 
 class RMSNorm(nn.Module):
@@ -80,9 +85,72 @@ class RMSNorm(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "... D"]) -> Float[Array, "... D"]:
         scale = partitioning.param_with_axes("scale", nn.initializers.ones, x.shape[-1:], jnp.float32, axes=("embed",))
-        x = x.astype(jnp.float32)
-        x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.epsilon)
-        return x.astype(self.dtype) * jnp.broadcast_to(scale.astype(self.dtype), x.shape)
+        return _normed(x, scale.astype(self.dtype), self.epsilon)
+
+
+@functools.partial(jax.checkpoint, static_argnums=2)  # backward needs `x` again, and nothing else is kept
+def _normed(x: Float[Array, "... D"], scale: Float[Array, "D"], epsilon: float) -> Float[Array, "... D"]:
+    x = x.astype(jnp.float32)
+    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
+    return x.astype(scale.dtype) * jnp.broadcast_to(scale, x.shape)
+
+
+@jax.custom_vjp
+def attend(
+    query: Float[Array, "R G M A"],
+    keys: Float[Array, "R G S A"],
+    values: Float[Array, "R G S A"],
+    mask: Bool[Array, "R #G M S"],
+    bias: Float[Array, "1 G M S"] | None,
+    keep: Float[Array, "R G #M S"] | None,
+) -> Float[Array, "R G M A"]:
+    """What M queries see at the positions that `mask` admits; logits and softmax are float32.
+
+    Backward keeps no `[M S]` array: it computes the logits again from the softmax's normaliser (Dao et al. 2022).
+    """
+    return _attend(query, keys, values, mask, bias, keep)[0]
+
+
+def _logits(query: Array, keys: Array, mask: Array, bias: Array | None) -> Float[Array, "R G M S"]:
+    logits = jnp.einsum("rgma,rgsa->rgms", query, keys, preferred_element_type=jnp.float32)
+    if bias is not None:
+        logits = logits + jnp.broadcast_to(bias, logits.shape)
+    return jnp.where(mask, logits, MASKED)
+
+
+def _attend(query: Array, keys: Array, values: Array, mask: Array, bias: Array | None, keep: Array | None) -> Any:
+    logits = _logits(query, keys, mask, bias)
+    top = logits.max(axis=-1, keepdims=True)
+    weights = jnp.exp(logits - top)
+    total = weights.sum(axis=-1, keepdims=True)
+    if keep is not None:
+        weights = weights * keep
+    seen = jnp.einsum("rgms,rgsa->rgma", weights.astype(values.dtype), values, preferred_element_type=jnp.float32)
+    seen = (seen / total).astype(values.dtype)
+    return seen, (query, keys, values, mask, bias, keep, seen, top + jnp.log(total))
+
+
+def _attend_backward(kept: Any, change: Float[Array, "R G M A"]) -> tuple:
+    query, keys, values, mask, bias, keep, seen, normaliser = kept
+    weights = jnp.exp(_logits(query, keys, mask, bias) - normaliser)
+    by_weight = jnp.einsum("rgma,rgsa->rgms", change, values, preferred_element_type=jnp.float32)
+    by_total = (change.astype(jnp.float32) * seen.astype(jnp.float32)).sum(axis=-1, keepdims=True)
+    kept_weights = weights
+    if keep is not None:
+        by_weight, kept_weights = by_weight * keep, weights * keep
+    by_logit = jnp.where(mask, weights * (by_weight - by_total), 0.0)
+    one = by_logit.astype(query.dtype)
+    return (
+        jnp.einsum("rgms,rgsa->rgma", one, keys),
+        jnp.einsum("rgms,rgma->rgsa", one, query),
+        jnp.einsum("rgms,rgma->rgsa", kept_weights.astype(values.dtype), change),
+        None,
+        None if bias is None else by_logit.sum(axis=0, keepdims=True),
+        None,
+    )
+
+
+attend.defvjp(_attend, _attend_backward)
 
 
 class Attention(nn.Module):
@@ -95,11 +163,11 @@ class Attention(nn.Module):
 
     def setup(self) -> None:
         inner = self.heads * self.head_dim
-        project = lambda stddev: Dense(inner, ("embed", "joined_kv"), stddev, self.dtype)
+        project = lambda stddev: Dense((self.features, inner), ("embed", "joined_kv"), stddev, self.dtype)
         self.query = project(1 / math.sqrt(self.head_dim))
         self.key = project(1.0)
         self.value = project(1.0)
-        self.out = Dense(self.features, ("joined_kv", "embed"), 1.0, self.dtype)
+        self.out = Dense((inner, self.features), ("joined_kv", "embed"), 1.0, self.dtype)
 
     def _split(self, x: Float[Array, "R S A"]) -> Float[Array, "R S H A/H"]:
         x = x.reshape(*x.shape[:-1], self.heads, self.head_dim)
@@ -118,15 +186,33 @@ class Attention(nn.Module):
         bias: Float[Array, "#R H Q S"] | None = None,
         keep: Float[Array, "R H 1 S"] | None = None,
     ) -> Float[Array, "R Q D"]:
-        """Looks at the positions that `mask` admits; logits and softmax are float32."""
-        query = self._split(self.query(x))
-        logits = jnp.einsum("rqhd,rshd->rhqs", query, keys, preferred_element_type=jnp.float32)
-        if bias is not None:
-            logits = logits + jnp.broadcast_to(bias, logits.shape)
-        weights = jax.nn.softmax(jnp.where(mask, logits, MASKED))
-        if keep is not None:
-            weights = weights * jnp.broadcast_to(keep, weights.shape)
-        seen = jnp.einsum("rhqs,rshd->rqhd", weights.astype(self.dtype), values)
+        """Looks at the positions that `mask` admits."""
+        query, keys, values = (jnp.swapaxes(y, 1, 2) for y in (self._split(self.query(x)), keys, values))
+        seen = jnp.swapaxes(attend(query, keys, values, mask, bias, keep), 1, 2)
+        return self.out(seen.reshape(*x.shape[:-1], self.heads * self.head_dim))
+
+    def across(
+        self,
+        x: Float[Array, "R Q D"],
+        source: Float[Array, "R S D"],
+        mask: Bool[Array, "R 1 Q S"],
+        keep: Float[Array, "R H 1 S"] | None = None,
+    ) -> Float[Array, "R Q D"]:
+        """Looks at `source` without a bias, the cheaper way round.
+
+        Few queries are taken through the key matrix and look at `source` itself, and what they saw goes through the
+        value matrix: Q H vectors of width D cost less than keys and values of all S positions while Q < A.
+        """
+        if 2 * x.shape[1] > self.head_dim:
+            return self(x, *self.project(source), mask, keep=keep)
+        by_head = lambda dense: dense.kernel.astype(self.dtype).reshape(-1, self.heads, self.head_dim)
+        joined = lambda y: y.reshape(y.shape[0], 1, -1, y.shape[-1])  # heads and queries: one group for `attend`
+        query = jnp.einsum("rqha,dha->rhqd", self._split(self.query(x)), by_head(self.key))
+        shape = (*query.shape[:-1], source.shape[1])
+        keep = None if keep is None else joined(jnp.broadcast_to(keep, shape))
+        one = source.astype(self.dtype)[:, None]
+        seen = attend(joined(query), one, one, joined(jnp.broadcast_to(mask, shape)), None, keep).reshape(query.shape)
+        seen = jnp.einsum("rhqd,dha->rqha", seen, by_head(self.value))
         return self.out(seen.reshape(*x.shape[:-1], self.heads * self.head_dim))
 
 
@@ -141,14 +227,19 @@ class FeedForward(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "R S D"], stream: Stream, dropout: Dropout | None) -> Float[Array, "R S D"]:
         names = ["wi"] if len(self.activations) == 1 else [f"wi_{i}" for i in range(len(self.activations))]
-        hidden = None
-        for name, activation in zip(names, self.activations, strict=True):
-            gate = ACTIVATIONS[activation](Dense(self.mlp_dim, ("embed", "mlp"), 1.0, self.dtype, name=name)(x))
-            hidden = gate if hidden is None else hidden * gate
+        wide = (self.features, self.mlp_dim)
+        hidden = _gated(
+            self.activations, [Dense(wide, ("embed", "mlp"), 1.0, self.dtype, name=name)(x) for name in names]
+        )
         if dropout is not None:
             hidden = dropout.features(hidden, stream, (*self.path, "hidden"))
         hidden = partitioning.with_sharding_constraint(hidden, ("batch", "length", "mlp"))
-        return Dense(self.features, ("mlp", "embed"), 1.0, self.dtype, name="wo")(hidden)
+        return Dense((self.mlp_dim, self.features), ("mlp", "embed"), 1.0, self.dtype, name="wo")(hidden)
+
+
+@functools.partial(jax.checkpoint, static_argnums=0)  # backward computes the activations again
+def _gated(activations: tuple[str, ...], hidden: list[Float[Array, "R S F"]]) -> Float[Array, "R S F"]:
+    return functools.reduce(jnp.multiply, (ACTIVATIONS[name](h) for name, h in zip(activations, hidden, strict=True)))
 
 
 def relative_buckets(distance: np.ndarray, bidirectional: bool, buckets: int, max_distance: int) -> np.ndarray:

@@ -118,7 +118,7 @@ class DecoderLayer(nn.Module):
         stream: Stream,
         mask: Bool[Array, "R 1 L L"],
         bias: Float[Array, "1 H L L"],
-        cross: tuple[Array, Array],
+        encoded: Float[Array, "R S D"],
         cross_mask: Bool[Array, "R 1 L S"],
         dropout: Dropout | None = None,
         source: Stream | None = None,
@@ -129,7 +129,7 @@ class DecoderLayer(nn.Module):
         x = x + (dropout.features(y, stream, (*self.path, "self_attention_out")) if dropout else y)
         y = self.pre_cross_attention_layer_norm(x)
         keep = dropout and dropout.weights(source, self.config.num_heads, (*self.path, "encoder_decoder_attention"))
-        y = self.encoder_decoder_attention(y, *cross, cross_mask, keep=keep)
+        y = self.encoder_decoder_attention.across(y, encoded, cross_mask, keep)
         x = x + (dropout.features(y, stream, (*self.path, "encoder_decoder_attention_out")) if dropout else y)
         y = self.mlp(self.pre_mlp_layer_norm(x), stream, dropout)
         return x + (dropout.features(y, stream, (*self.path, "mlp_out")) if dropout else y)
@@ -167,7 +167,9 @@ class Decoder(nn.Module):
         self.layers = [DecoderLayer(self.config, name=f"layers_{i}") for i in range(self.config.num_decoder_layers)]
         self.decoder_norm = _norm(self.config)
         if not self.config.logits_via_embedding:
-            self.logits_dense = Dense(self.config.vocab_size, ("embed", "vocab"), 1.0, jnp.float32)
+            self.logits_dense = Dense(
+                (self.config.emb_dim, self.config.vocab_size), ("embed", "vocab"), 1.0, jnp.float32
+            )
 
     def __call__(
         self,
@@ -191,7 +193,7 @@ class Decoder(nn.Module):
         cross_mask = same_segment(examples, source.segments)
         bias = self.relpos_bias(length)
         for layer in self.layers:
-            x = layer(x, stream, mask, bias, layer.project(encoded), cross_mask, dropout, source)
+            x = layer(x, stream, mask, bias, encoded, cross_mask, dropout, source)
         x = self.decoder_norm(x)
         return dropout.features(x, stream, (*self.path, "decoded")) if dropout else x
 

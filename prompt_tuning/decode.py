@@ -24,7 +24,7 @@ from prompt_tuning.step import Model
 from prompt_tuning.t5 import Cache, empty_cache
 
 PAD, EOS = 0, 1  # T5's ids; the decoder also starts from 0
-NEVER = -1e7  # score of a hypothesis that does not exist, as in T5X
+NEVER = -1e7  # score of a hypothesis that does not exist, as in T5X; no real one comes near it
 
 
 class Decoded(NamedTuple):
@@ -146,7 +146,9 @@ def cut(logits: Float[Array, "B V"], top_k: int | None, top_p: float | None) -> 
 
 def _check_sampling(temperature: float, top_k: int | None, top_p: float | None, outputs: int) -> None:
     if not temperature > 0:
-        raise UserError(f"sample.temperature is {temperature}; give more than 0, or pick @greedy for the likeliest token.")
+        raise UserError(
+            f"sample.temperature is {temperature}; give more than 0, or pick @greedy for the likeliest token."
+        )
     if top_k is not None and top_k < 1:
         raise UserError(f"sample.top_k is {top_k}; give at least 1, or None to draw from the whole vocabulary.")
     if top_p is not None and not 0 < top_p <= 1:
@@ -276,7 +278,7 @@ def _advance(s: _Beams, log_probs: Float[Array, "B V"], cache: Cache, alpha: flo
     regroup = lambda x: _pick(x.reshape(examples, beams, *x.shape[1:]), ancestors).reshape(x.shape)
     cache = {**cache, "layers": jax.tree.map(regroup, cache["layers"])}
 
-    ranked = jnp.where(ended, scores / brevity(step + 1, alpha), NEVER)
+    ranked = jnp.where(ended & (scores > NEVER / 2), scores / brevity(step + 1, alpha), NEVER)
     finished_scores, kept = jax.lax.top_k(jnp.concatenate([s.finished_scores, ranked], axis=1), beams)
     finished_tokens = _pick(jnp.concatenate([s.finished_tokens, tokens], axis=1), kept)
     return _Beams(_pick(tokens, chosen), live_scores, finished_tokens, finished_scores, cache)
@@ -285,13 +287,13 @@ def _advance(s: _Beams, log_probs: Float[Array, "B V"], cache: Cache, alpha: flo
 def _best(s: _Beams, present: Bool[Array, "N"], alpha: float, outputs: int) -> Decoded:
     """Finished answers, or the live ones of an example without any; scores without the brevity penalty."""
     max_length = s.live_tokens.shape[2]
-    finished = s.finished_scores[:, :1] > NEVER
+    finished = s.finished_scores[:, :1] > NEVER / 2
     ends = s.finished_tokens == EOS
     lengths = jnp.where(ends.any(2), ends.argmax(2).astype(jnp.int32) + 1, 0)
     scores = jnp.where(lengths > 0, s.finished_scores * brevity(lengths, alpha), NEVER)
     tokens = jnp.where(finished[:, :, None], s.finished_tokens, s.live_tokens)
     scores = jnp.where(finished, scores, s.live_scores)
-    lengths = jnp.where(finished, lengths, jnp.where(s.live_scores > NEVER, max_length, 0))
+    lengths = jnp.where(finished, lengths, jnp.where(s.live_scores > NEVER / 2, max_length, 0))
     here = present[:, None]
     tokens, scores = jnp.where(here[:, :, None], tokens, PAD), jnp.where(here, scores, 0.0)
     return Decoded(tokens[:, :outputs], scores[:, :outputs], jnp.where(here, lengths, 0)[:, :outputs])

@@ -41,11 +41,13 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="prompt-tuning data", description="The tasks and their data.")
     commands = parser.add_subparsers(dest="command", required=True)
-    module = {"default": "tasks", "metavar": "MODULE", "help": "what registers the tasks (several: a,b)"}
+
+    def module(command: argparse.ArgumentParser) -> None:
+        command.add_argument("--module", default="tasks", metavar="MODULE", help="registers the tasks (several: a,b)")
 
     names = commands.add_parser("list", help="every task and mixture, with its answers, metrics and source")
     names.add_argument("pattern", nargs="?", default="*", help="such as 'glue_*'; tasks with a prefix: '*_prefixed'")
-    names.add_argument("--module", **module)
+    module(names)
 
     look = commands.add_parser("show", help="one task: splits, sizes, lengths, and examples as the model sees them")
     look.add_argument("name", nargs="?", help="a task or mixture")
@@ -55,7 +57,7 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("--split", metavar="SPLIT", help="show examples of this split; default: the first one")
     look.add_argument("--examples", type=int, default=3, metavar="N")
     look.add_argument("--lengths", nargs=2, type=int, metavar=("INPUTS", "TARGETS"), help="default: 512 62")
-    look.add_argument("--module", **module)
+    module(look)
 
     prepare = commands.add_parser("prepare", help="download and verify the official files of SuperGLUE and GLUE")
     prepare.add_argument("names", nargs="*", help="sets such as BoolQ or SST-2 (default: all), or tasks with --tfds")
@@ -177,5 +179,5 @@ def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
         figure = column in ("examples", "rate", "cut") or " p" in column
-        table.add_column(column, justify="right" if figure else "left", overflow="fold")
+        table.add_column(column, justify="right" if figure else "left", overflow="fold", no_wrap=figure)
     return table

@@ -73,7 +73,7 @@ def open_mixture(
     if data_dir is not None and not Path(data_dir).expanduser().is_dir():
         raise UserError(f"DATA_DIR {data_dir} is not a folder; give the folder that holds superglue/ and glue/.")
     tasks = {t.name: _bind(t, vocabulary, data_dir) for t in seqio.get_subtasks(provider)}
-    members = tuple(SeqioTask(t, vocabulary, lengths) for t in tasks.values())
+    members: tuple[Any, ...] = tuple(SeqioTask(t, vocabulary, lengths) for t in tasks.values())
     for member in members:
         unspelled = [label for label in member.labels if not vocabulary.can_spell(label)]
         if unspelled:

@@ -47,7 +47,7 @@ def open_task_file(path: str | Path, vocabulary: Vocabulary, lengths: Mapping[st
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not TOML: {error}. It should look like:\n{EXAMPLE}") from None
     task = FileTask(where, _checked(where, settings, vocabulary), vocabulary, dict(lengths))
-    return Mixture(task.name, (task,), (1.0,))
+    return Mixture(task.name, (task,), (1.0,))  # type: ignore[arg-type]  # a Task's attributes are only read
 
 
 EXAMPLE = textwrap.dedent("\n".join((__doc__ or "").splitlines()[2:]))
@@ -111,7 +111,7 @@ class FileTask:
         target = _fill(self.settings["target"], record, at)
         if self._answers:
             if target not in self._answers:
-                known = ", ".join(map(repr, self._answers))
+                known = ", ".join(map(repr, self.labels))
                 raise UserError(f"{at}: label {target!r}; {self.path} knows {known}.{nearest(target, self._answers)}")
             target = self._answers[target]
         for kind, text in (("inputs", inputs), ("target", target)):
@@ -212,12 +212,12 @@ def _listed(path: Path, key: str, value: Any) -> list[str]:
 def _labels(path: Path, given: Any) -> dict[str, str]:
     """From the column's value to the label: a table says so; in a list a label stands for itself and for its number."""
     if isinstance(given, list) and all(isinstance(v, str) for v in given) and len(set(given)) == len(given):
-        numbered = {str(i): label for i, label in enumerate(given)}
+        numbered = {} if any(v.isdigit() for v in given) else {str(i): label for i, label in enumerate(given)}
         truth = {"False": given[0], "True": given[1]} if len(given) == 2 else {}
         return {label: label for label in given} | {k: v for k, v in (numbered | truth).items() if k not in given}
     if isinstance(given, dict) and all(isinstance(v, str) for v in given.values()):
-        capitals = {"false": "False", "true": "True"}  # as Python spells a JSON or Parquet boolean
-        return {capitals.get(k, k): v for k, v in given.items()}
+        # Python spells a JSON or Parquet boolean with a capital.
+        return {k.capitalize() if k in ("false", "true") else k: v for k, v in given.items()}
     raise UserError(
         f"{path}: labels should be a list of different texts, or a table from the column's values to the labels, as in "
         f'labels = {{0 = "negative", 1 = "positive"}}; found {given!r}.'

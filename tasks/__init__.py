@@ -1,6 +1,6 @@
 """Every dataset of both papers as a SeqIO task; importing this registers them all and reads no data."""
 
-from tasks import glue, mrqa, nli, pretraining, spot, summarization, superglue, transfer
+from tasks import glue, mrqa, nli, pretraining, rainbow, spot, summarization, superglue, transfer
 from tasks.reference_names import own_name
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "nli",
     "own_name",
     "pretraining",
+    "rainbow",
     "spot",
     "summarization",
     "superglue",

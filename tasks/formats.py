@@ -79,5 +79,5 @@ def choose(fields: Sequence[str], labels: Sequence[str]) -> Preprocessor:
     def both(dataset: tf.data.Dataset) -> tf.data.Dataset:
         return choose(step(dataset))
 
-    both.on_batches = True
+    both.on_batches = True  # type: ignore[attr-defined]
     return both

@@ -99,30 +99,36 @@ class Source(seqio.DataSource):
         return Source(self.tfds_name, {s: self.split_names[s] for s in splits}, official, self.data_dir, self.keep)
 
     @property
-    def folder(self) -> Path | None:
-        """The folder of official files in use, or None where TensorFlow Datasets is."""
+    def here(self) -> tuple[OfficialFiles, Path] | None:
+        """The official files in use and their folder, or None where TensorFlow Datasets is used."""
         data_dir = self.data_dir or os.environ.get("DATA_DIR")
-        return self.official.folder(data_dir) if self.official and data_dir else None
+        folder = self.official.folder(data_dir) if self.official and data_dir else None
+        return (self.official, folder) if self.official and folder else None
 
     @property
     def splits(self) -> Sequence[str]:
-        folder = self.folder
-        if folder is None:
+        if self.here is None:
             return tuple(self.split_names)
-        return tuple(s for s in self.official.files if self.official.path(folder, s))
+        official, folder = self.here
+        return tuple(s for s in official.files if official.path(folder, s))
 
     @property
     def supports_arbitrary_sharding(self) -> bool:
         return False
 
     def list_shards(self, split: str) -> Sequence[str]:
-        folder = self.folder
-        return self._from_tfds("list_shards", split) if folder is None else [str(self.official.path(folder, split))]
+        if self.here is None:
+            return self._from_tfds("list_shards", split)
+        official, folder = self.here
+        return [str(official.path(folder, split))]
 
     def num_input_examples(self, split: str) -> int | None:
         if split in self.keep:
             return sum(1 for _ in self.get_dataset(split, shuffle=False))
-        return self._from_tfds("num_input_examples", split) if self.folder is None else len(self.rows(split))
+        if self.here is None:
+            return self._from_tfds("num_input_examples", split)
+        official, folder = self.here
+        return len(official.rows(folder, split))
 
     def get_dataset(
         self,
@@ -132,37 +138,44 @@ class Source(seqio.DataSource):
         shard_info: seqio.ShardInfo | None = None,
         **unused: Any,
     ) -> tf.data.Dataset:
-        if self.folder is None:
+        if self.here is None:
             dataset = self._from_tfds("get_dataset", split=split, shuffle=shuffle, seed=seed, shard_info=shard_info)
         else:
-            dataset = dataset_of(self.rows(split), self.official.dtypes)
+            official, folder = self.here
+            dataset = dataset_of(official.rows(folder, split), official.dtypes)
         return dataset.filter(self.keep[split]) if split in self.keep else dataset
 
-    def rows(self, split: str) -> Rows:
-        """The examples of a split from official files."""
-        return self.official.rows(self.folder, split)
-
     def _from_tfds(self, method: str, *args: Any, **kwargs: Any) -> Any:
+        folder = self.official.folders[0] if self.official else ""
         if self._tfds is None:
-            raise UserError(
-                f"This set stands in no TensorFlow Datasets; put its files under DATA_DIR/{self.official.folders[0]}."
-            )
+            raise UserError(f"This set stands in no TensorFlow Datasets; put its files under DATA_DIR/{folder}.")
         try:
             return getattr(self._tfds, method)(*args, **kwargs)
         except Exception as error:  # the downloads of 30 sets fail in as many ways; each is the user's network or disk
-            official = f", or set DATA_DIR to a folder with {self.official.folders[0]}/" if self.official else ""
+            official = f", or set DATA_DIR to a folder with {folder}/" if folder else ""
             raise UserError(
                 f"TensorFlow Datasets could not give {self.tfds_name} ({type(error).__name__}: {error}). Connect to "
                 f"the network, set TFDS_DATA_DIR to a folder where it is prepared{official}."
             ) from error
 
     def __str__(self) -> str:
-        folder = self.folder
-        if folder is None:
+        if self.here is not None:
+            files = sorted(p.name for p in self.here[1].iterdir() if p.is_file())
+            return f"{self.here[1]} ({', '.join(files)})"
+        if self.tfds_name:
             return f"TensorFlow Datasets {self.tfds_name}"
-        return f"{folder} ({', '.join(sorted(p.name for p in folder.iterdir() if p.is_file()))})"
+        return f"DATA_DIR/{self.official.folders[0]}" if self.official else "nowhere"
 
     __repr__ = __str__
+
+
+LOCAL = {"train": ("train.tsv", "train.jsonl"), "validation": ("dev.tsv", "val.jsonl", "dev.jsonl")}
+
+
+def local_only(folder: str, read: Callable[[Path, Sequence[Record], str], Rows], label: tf.DType = tf.int64) -> Source:
+    """A set that stands in no TensorFlow Datasets: its files in DATA_DIR/spot, `{train,dev}.tsv` or `.jsonl`."""
+    official = OfficialFiles((f"spot/{folder}",), LOCAL, read, {"label": label, "idx": tf.int32})
+    return Source(None, {split: split for split in LOCAL}, official)
 
 
 def dataset_of(rows: Rows, dtypes: Mapping[str, tf.DType]) -> tf.data.Dataset:

@@ -4,22 +4,15 @@ The paper prints no format for these; they follow T5's rule, `name: text` for ea
 the name of the right choice. Sets that TensorFlow Datasets lacks are read from DATA_DIR/spot alone.
 """
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
-
 import seqio
 import tensorflow as tf
 
 from prompt_tuning import metrics
-from prompt_tuning.records import Record
-from tasks import answers, formats, glue, mrqa, nli, summarization, superglue
+from tasks import answers, formats, glue, mrqa, nli, rainbow, summarization, superglue
 from tasks.registry import CAP, add, add_mixtures
-from tasks.sources import OfficialFiles, Rows, Source, field, label, text_fields
+from tasks.sources import Source, local_only, text_fields
 
 SPLITS = {"train": "train", "validation": "validation", "test": "test"}
-LOCAL = {"train": ("train.tsv", "train.jsonl"), "validation": ("dev.tsv", "val.jsonl", "dev.jsonl")}
-DTYPES = {"label": tf.int64, "idx": tf.int32}
 POLARITY = ("negative", "positive")
 # fmt: off
 EMOTIONS = (
@@ -28,12 +21,6 @@ EMOTIONS = (
     "love", "nervousness", "optimism", "pride", "realization", "relief", "remorse", "sadness", "surprise", "neutral",
 )
 # fmt: on
-
-
-def local(folder: str, read) -> Source:
-    """A set that stands in no TensorFlow Datasets."""
-    official = OfficialFiles((f"spot/{folder}",), LOCAL, read, DTYPES)
-    return Source(None, {split: split for split in LOCAL}, official)
 
 
 # ---------------------------------------------------------------- sentiment
@@ -102,7 +89,7 @@ def customer_reviews() -> None:
     """
     add(
         "spot_cr",
-        local("CR", text_fields(("sentence",), ("0", "1"))),
+        local_only("CR", text_fields(("sentence",), ("0", "1"))),
         formats.classify(("sentence",), POLARITY),
         [metrics.accuracy],
         labels=POLARITY,
@@ -123,136 +110,13 @@ def cxc() -> None:
     targets: 4.2
     """
     stsb = seqio.TaskRegistry.get("glue_stsb")
-    read = stsb.source.official.read
-    official = OfficialFiles(("spot/CxC",), LOCAL, read, DTYPES | {"label": tf.float32})
     add(
         "spot_cxc",
-        Source(None, {split: split for split in LOCAL}, official),
+        local_only("CxC", stsb.source.official.read, label=tf.float32),
         stsb.preprocessors[0],
         [metrics.pearson, metrics.spearman],
         postprocess=answers.number,
         prefix="cxc",
-    )
-
-
-# ---------------------------------------------------------------- common sense (RAINBOW)
-
-
-def winogrande() -> None:
-    """Who or what is meant by the blank (Sakaguchi et al. 2020)? The training set of 40,398.
-
-    inputs:  option1: Ian option2: Dennis sentence: Ian volunteered to eat Dennis's menudo after already having a bowl
-             because _ despised eating intestine.
-    targets: option2
-    """
-    labels = ("option1", "option2")
-    add(
-        "spot_winogrande",
-        Source("winogrande:1.2.0", {"train": "train_xl", "validation": "validation", "test": "test"}),
-        formats.classify(("option1", "option2", "sentence"), labels),
-        [metrics.accuracy],
-        labels=labels,
-        prefix="winogrande",
-    )
-
-
-def hellaswag() -> None:
-    """How does it go on (Zellers et al. 2019)?
-
-    inputs:  context: A man is sitting on a roof. he ending0: is using wrap to wrap a pair of skis. ending1: is ripping
-             level tiles off. ending2: is holding a rubik's cube. ending3: starts pulling up roofing on a roof.
-    targets: ending3
-    """
-    labels = ("ending0", "ending1", "ending2", "ending3")
-
-    @seqio.map_over_dataset
-    def text(example):
-        endings = {name: example["endings"][i] for i, name in enumerate(labels)}
-        inputs = formats.named({"context": example["context"]} | endings, ("context", *labels))
-        return {"inputs": inputs, "targets": formats.label_text(example["label"], labels)}
-
-    add("spot_hellaswag", Source("hellaswag:1.1.0", SPLITS), text, [metrics.accuracy], labels, prefix="hellaswag")
-
-
-def cosmos_qa() -> None:
-    """Which of four answers fits the story (Huang et al. 2019)?
-
-    inputs:  answer0: None of the above choices . answer1: ... answer2: ... answer3: ... context: Good Old War and ...
-             question: In the future , will this person go to see other bands play ?
-    targets: answer1
-    """
-    labels = ("answer0", "answer1", "answer2", "answer3")
-    add(
-        "spot_cosmos_qa",
-        Source("cosmos_qa:1.0.0", SPLITS),
-        formats.classify((*labels, "context", "question"), labels),
-        [metrics.accuracy],
-        labels=labels,
-        prefix="cosmos_qa",
-    )
-
-
-def piqa() -> None:
-    """Which of two ways reaches the goal (Bisk et al. 2020)?
-
-    inputs:  goal: How do I ready a guinea pig cage for it's new occupants? sol1: Provide the guinea pig with ...
-             sol2: ...
-    targets: sol1
-    """
-    labels = ("sol1", "sol2")
-    add(
-        "spot_piqa",
-        Source("piqa:1.0.0", {"train": "train", "validation": "validation"}),
-        formats.classify(("goal", "sol1", "sol2"), labels),
-        [metrics.accuracy],
-        labels=labels,
-        prefix="piqa",
-    )
-
-
-def alpha_nli() -> None:
-    """Which hypothesis explains both observations (Bhagavatula et al. 2020)? Official files in `spot/alphaNLI`.
-
-    inputs:  hyp1: Chad's car had run out of gas. hyp2: ... obs1: Chad went to get the wheel alignment measured ...
-             obs2: The mechanic provided a working alignment with new body work.
-    targets: hyp2
-    """
-    fields, labels = ("hyp1", "hyp2", "obs1", "obs2"), ("hyp1", "hyp2")
-    _labelled_beside("spot_alpha_nli", "alphaNLI", fields, labels)
-
-
-def social_iqa() -> None:
-    """What follows in the company of others (Sap et al. 2019)? Official files in `spot/SocialIQA`.
-
-    inputs:  answerA: like attending answerB: like staying home answerC: a good friend to have context: Cameron decided
-             to have a barbecue ... question: How would Others feel as a result?
-    targets: answerA
-    """
-    labels = ("answerA", "answerB", "answerC")
-    _labelled_beside("spot_social_iqa", "SocialIQA", (*labels, "context", "question"), labels)
-
-
-def _labelled_beside(name: str, folder: str, fields: Sequence[str], labels: Sequence[str]) -> None:
-    """A set whose labels, 1 for the first, stand line by line in a second file, `train-labels.lst`."""
-
-    def read(path: Path, records: Sequence[Record], split: str) -> Rows:
-        beside = path.with_name(f"{path.stem}-labels.lst")
-        given = beside.read_text().split() if beside.is_file() else [None] * len(records)
-        rows: Rows = []
-        for n, record in enumerate(records):
-            row: dict[str, Any] = {f: field(path, record, f) for f in fields}
-            beside_record = (n + 1, {"label": given[n]} if n < len(given) and given[n] else {})
-            known = [str(i + 1) for i in range(len(labels))]
-            rows.append(row | {"label": label(beside, beside_record, split, "label", known), "idx": n})
-        return rows
-
-    add(
-        name,
-        local(folder, read),
-        formats.classify(fields, labels),
-        [metrics.accuracy],
-        labels=labels,
-        prefix=name.removeprefix("spot_"),
     )
 
 
@@ -372,8 +236,8 @@ def _generate(feature: str) -> formats.Preprocessor:
 
 
 for register in (
-    *(yelp2, sentiment140, goemotions, customer_reviews, cxc, winogrande, hellaswag, cosmos_qa, piqa, alpha_nli),
-    *(social_iqa, race, drop, translation, gem),
+    *(yelp2, sentiment140, goemotions, customer_reviews, cxc),
+    *(race, drop, translation, gem),
 ):
     register()
 
@@ -381,40 +245,40 @@ for register in (
 # ---------------------------------------------------------------- source mixtures, by size up to 2**19
 
 
-def sizes(*names: str) -> dict[str, int]:
-    known = SIZES | glue.SIZES | superglue.SIZES
-    return {name: known[name] for name in names}
-
-
-SIZES: Mapping[str, int] = {
+SIZES = {
     "spot_yelp2": 560000,
     "spot_sentiment140": 1600000,
     "spot_goemotions": 43410,
     "spot_cr": 3775,
     "spot_cxc": 88000,
-    "spot_winogrande": 40398,
-    "spot_hellaswag": 39905,
-    "spot_cosmos_qa": 25262,
-    "spot_piqa": 16113,
-    "spot_alpha_nli": 169654,
-    "spot_social_iqa": 33410,
-    "spot_drop": 77409,
 }
-
-add_mixtures("spot_paraphrase", sizes("spot_cxc", "glue_mrpc", "glue_qqp", "glue_stsb"))
-add_mixtures("spot_sentiment", sizes("spot_cr", "spot_goemotions", "spot_sentiment140", "glue_sst2", "spot_yelp2"))
-add_mixtures(
-    "spot_rainbow",
-    sizes(
-        *("spot_alpha_nli", "spot_cosmos_qa", "spot_hellaswag", "spot_piqa", "spot_social_iqa", "spot_winogrande"),
-    ),
-)
 WMT = {"spot_wmt_ende": 4548885, "spot_wmt_enfr": 40836715, "spot_wmt_enro": 610320}
-seqio.MixtureRegistry.add("spot_translation", [(name, min(size, CAP)) for name, size in WMT.items()])
 SUMMARIES = {name: size for name, (*_, size) in summarization.SETS.items()}
 GEM_SIZES = {name: size for name, (*_, size) in GEM.items()}
 GEM_SIZES |= {name: SUMMARIES[name] for name in ("summarize_xsum", "summarize_wikilingua")}
+# Every labelled source once: the mixture "all" of Vu et al. 2022, Table 1.
+ALL = glue.SIZES | superglue.SIZES | nli.SIZES | SIZES | mrqa.IN_DOMAIN | rainbow.SIZES | WMT | SUMMARIES | GEM_SIZES
+
+
+def sizes(*names: str) -> dict[str, int]:
+    return {name: ALL[name] for name in names}
+
+
+add_mixtures("spot_paraphrase", sizes("spot_cxc", "glue_mrpc", "glue_qqp", "glue_stsb"))
+add_mixtures("spot_sentiment", sizes("spot_cr", "spot_goemotions", "spot_sentiment140", "glue_sst2", "spot_yelp2"))
 add_mixtures("spot_gem", GEM_SIZES)
-# Every labelled source once (the mixture "all" of the paper's Table 1).
-ALL = glue.SIZES | superglue.SIZES | nli.SIZES | mrqa.IN_DOMAIN | SIZES | WMT | SUMMARIES | GEM_SIZES
-seqio.MixtureRegistry.add("spot_all", [(name, min(size, CAP)) for name, size in ALL.items() if name != "spot_drop"])
+for name, members in (("spot_translation", WMT), ("spot_all", ALL)):
+    seqio.MixtureRegistry.add(name, [(task, min(size, CAP)) for task, size in members.items()])
+
+# The study of transfer (§3): prompts of these 16 sources, for these 10 targets.
+# fmt: off
+SOURCES = (
+    "c4_prefix_lm", "nli_doc_nli", "spot_yelp2", "glue_mnli", "glue_qqp", "glue_qnli", "superglue_record", "spot_cxc",
+    "squad", "spot_drop", "glue_sst2", "spot_winogrande", "spot_hellaswag", "superglue_multirc", "spot_cosmos_qa",
+    "spot_race",
+)
+TARGETS = (
+    "superglue_boolq", "glue_cola", "glue_stsb", "superglue_wic", "spot_cr", "glue_mrpc", "superglue_rte",
+    "superglue_wsc", "superglue_copa", "superglue_cb",
+)
+# fmt: on

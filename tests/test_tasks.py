@@ -66,6 +66,13 @@ def test_every_mixture_shares_out_its_rates_without_reading_data(name, vocabular
     assert all(isinstance(rate, (int, float)) for rate in mixture.rate_per_task_name.values())
 
 
+def test_the_sources_and_targets_of_the_transfer_study_are_registered():
+    from tasks import spot
+
+    assert (len(set(spot.SOURCES)), len(set(spot.TARGETS))) == (16, 10)
+    assert {*spot.SOURCES, *spot.TARGETS} <= {*TASKS, *MIXTURES}
+
+
 def test_every_tasks_name_can_be_grepped():
     sources = "".join(p.read_text() for p in (Path(__file__).parents[1] / "tasks").glob("*.py"))
     missing = [t for t in TASKS if t.removesuffix("_prefixed") not in sources and not t.startswith(("my_", "data_"))]

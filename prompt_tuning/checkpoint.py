@@ -73,8 +73,16 @@ class Checkpointer:
             state=self._ocp.args.StandardSave({"state": state, "best": best}),
             identity=self._ocp.args.JsonSave(dataclasses.asdict(identity)),
         )
-        self._manager.save(step, args=items)
-        self._manager.wait_until_finished()
+        try:
+            self._manager.save(step, args=items)
+            self._manager.wait_until_finished()
+        except Exception as error:  # TensorStore's own types
+            if "No space left" not in str(error) and "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            raise UserError(
+                f"The disk of {self.folder} is full: the checkpoint of step {step} could not be written, those before"
+                " it are whole. Free some space and type the same command to go on."
+            ) from error
 
     def restore(self, state: TrainState, best: Best, identity: Identity) -> tuple[TrainState, Best]:
         """The newest checkpoint, in the shapes and places of `state` and `best`.

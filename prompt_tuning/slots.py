@@ -33,6 +33,8 @@ class Slot:
     def __post_init__(self) -> None:
         if not isinstance(self.length, int) or not 1 <= self.length <= MAX_PROMPT_LENGTH:
             raise UserError(f"A prompt has 1 to {MAX_PROMPT_LENGTH} vectors; PROMPT_LENGTH is {self.length!r}.")
+        if not isinstance(self.learning_rate, int | float) or self.learning_rate < 0:
+            raise UserError(f"LEARNING_RATE is {self.learning_rate!r}; it is a number, 0.3 in the paper.")
         for field in ("init", "placement"):
             if not callable(getattr(self, field)):
                 raise UserError(

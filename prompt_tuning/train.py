@@ -3,12 +3,14 @@
 python -m prompt_tuning.train --gin_file=runs/sst2_small.gin --gin.MODEL_DIR=runs/sst2
 """
 
+import contextlib
 import dataclasses
 import functools
 import math
 import signal
 import sys
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import gin
@@ -19,6 +21,7 @@ import numpy as np
 from prompt_tuning import device, infer, layout, optim, prompt_file, slots, split
 from prompt_tuning.batches import TrainingData, prefetched
 from prompt_tuning.checkpoint import Best, Checkpointer, Identity
+from prompt_tuning.examples import Examples
 from prompt_tuning.log import Clock, Log, bytes_in_words
 from prompt_tuning.run import Opened, Run, open_run
 from prompt_tuning.step import TrainState, train_step
@@ -40,32 +43,48 @@ def train(run: Run) -> Result:
     optimizer = optim.over_slots(
         run.optimizer, [s.length for s in opened.slots], [s.learning_rate for s in opened.slots], run.schedule
     )
-    data = TrainingData(opened)
+    data, held_out = TrainingData(opened), opened.held_out()
     state = _first_state(opened, optimizer)
     best = Best.none(state.trainable["prompt"]["bank"])
     identity = Identity(opened.base.digest, _settings(opened))
 
     run.folder.mkdir(parents=True, exist_ok=True)
-    checkpointer = Checkpointer(run.folder)
-    if checkpointer.latest is not None:
-        state, best = checkpointer.restore(state, best, identity)
-    first = int(state.step)
-    (run.folder / "config.gin").write_text(gin.operative_config_str(), "utf-8")
-    log = Log(run.folder, first)
-    shape = data.plan()
-    log.ledger(_ledger(opened, data, shape, first))
+    with contextlib.closing(Checkpointer(run.folder)) as checkpointer, device.on(opened.mesh), _stop_signal() as stop:
+        if checkpointer.latest is not None:
+            state, best = checkpointer.restore(state, best, identity)
+        (run.folder / "config.gin").write_text(gin.operative_config_str(), "utf-8")
+        with contextlib.closing(Log(run.folder, int(state.step))) as log:
+            evaluator = Evaluator(opened, held_out, log)
+            periods = _periods(opened, data, optimizer, state, log, clock, stop)
+            for state, stopped in periods:
+                done = int(state.step)
+                if not stopped:
+                    best = evaluator(state, best)
+                _save(opened, checkpointer, log, state, best, identity)
+                if stopped:
+                    log.say(f"stopped at step {done} and saved; the same command goes on from there", "bold")
+                elif run.patience and done - best.step.max() >= run.patience * run.eval_period:
+                    log.say(f"no slot got better in {run.patience} evaluations: stopping early", "bold")
+                    break
+            _finish(opened, log, best)
+    return Result(int(state.step), best, tuple(slot.name for slot in opened.slots))
 
+
+def _periods(
+    opened: Opened, data: TrainingData, optimizer: optim.Optimizer, state: TrainState,
+    log: Log, clock: Clock, stop: threading.Event,
+) -> Iterator[tuple[TrainState, bool]]:  # fmt: skip
+    """(state, False) after every EVAL_PERIOD steps and the last one; (state, True) once, when `stop` is set."""
+    run, first, shape = opened.run, int(state.step), data.plan()
+    log.ledger(_ledger(opened, data, shape, first))
+    settings = {"optimizer": optimizer, "dropout_rate": run.dropout_rate, "z_loss": run.z_loss}
     step = jax.jit(
-        functools.partial(
-            train_step, model=opened.model, optimizer=optimizer, dropout_rate=run.dropout_rate, z_loss=run.z_loss
-        ),
+        functools.partial(train_step, model=opened.model, **settings),
         donate_argnames="state",
+        compiler_options=device.compiler_options(),
     )
-    with device.on(opened.mesh), _stop_signal() as stop:
-        evaluator = Evaluator(opened, log)
-        window: list[tuple[Any, float]] = []
-        clock.pause()
-        batches = prefetched(lambda n: data.batch(n, shape), first, run.train_steps)
+    window: list[tuple[Any, float]] = []
+    with contextlib.closing(prefetched(lambda n: data.batch(n, shape), first, run.train_steps)) as batches:
         for n, batch in batches:
             state, metrics = step(state, opened.base.params, device.put_batch(batch, opened.mesh))
             window.append((metrics, batch.padding))
@@ -74,37 +93,26 @@ def train(run: Run) -> Result:
                 jax.block_until_ready(state)
                 log.say(f"first step after {clock.since_start():.0f} s", "dim")
                 clock.pause()  # compiling is not the pace of the run
-            last = done == run.train_steps or stop.is_set()
+            stopped = stop.is_set()
             evaluates = done % run.eval_period == 0 or done == run.train_steps
-            if done % run.log_period == 0 or evaluates or last:
+            if done % run.log_period == 0 or evaluates or stopped:
                 timed = len(window) - (done == first + len(window))
                 _log_window(log, clock, opened, window, done, timed)
                 window = []
-            if evaluates:
-                best = evaluator(state, best)
-            if evaluates or last:
-                _save(opened, checkpointer, log, state, best, identity)
-                clock.pause()
-            if stop.is_set():
-                log.say(f"stopped at step {done} and saved; the same command goes on from there", "bold")
-                break
-            if evaluates and run.patience and done - best.step.max() >= run.patience * run.eval_period:
-                log.say(f"no slot got better in {run.patience} evaluations: stopping early", "bold")
-                break
-        batches.close()
-    _finish(opened, log, best)
-    checkpointer.close()
-    log.close()
-    return Result(int(state.step), best, tuple(slot.name for slot in opened.slots))
+            if evaluates and not stopped:
+                yield state, False
+                clock.pause()  # nor is evaluating
+            if stopped or stop.is_set():
+                yield state, True
+                return
 
 
 class Evaluator:
     """Scores every slot on its held-out examples and keeps the best."""
 
-    def __init__(self, opened: Opened, log: Log) -> None:
-        self.opened, self.log = opened, log
+    def __init__(self, opened: Opened, held_out: list[list[tuple[Any, Examples]]], log: Log) -> None:
+        self.opened, self.held_out, self.log = opened, held_out, log
         self.answerer = opened.answerer()
-        self.held_out = opened.held_out()
 
     def __call__(self, state: TrainState, best: Best) -> Best:
         params = split.merge(state.trainable, self.opened.base.params)
@@ -194,14 +202,16 @@ def _save(
 
 
 def _finish(opened: Opened, log: Log, best: Best) -> None:
-    """The best prompt of each slot, with its card."""
+    """The best prompt of each slot that was evaluated, with its card."""
     for k, slot in enumerate(opened.slots):
+        if not math.isfinite(best.score[k]):
+            continue
         path = opened.run.folder / "prompts" / f"{slot.name}.safetensors"
         tasks = opened.mixtures[k]
         card = prompt_file.Card(
             name=slot.name, task=tasks.name, labels=opened.labels[k], placement=slot.placement.__name__,
             init=slot.init.__name__, seed=slot.seed, step=int(best.step[k]),
-            score=float(best.score[k]) if math.isfinite(best.score[k]) else None, metric="mean of the task's metrics",
+            score=float(best.score[k]), metric="mean of the task's metrics",
             base=opened.base.path, base_digest=opened.base.digest, input_length=opened.run.data.lengths["inputs"],
         )  # fmt: skip
         prompt_file.save_safetensors(path, prompt_file.Prompt(best.bank[k, : slot.length], card))

@@ -6,18 +6,22 @@ os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_p
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import dataclasses
 import functools
+import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import sentencepiece
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_threefry_partitionable", True)
 
-from prompt_tuning import layout, optim
+from prompt_tuning import base, layout, optim
 from prompt_tuning.step import Model, TrainState
 from prompt_tuning.t5 import T5, T5Config
 
@@ -64,6 +68,53 @@ def start_state(bank: np.ndarray, optimizer: optim.Optimizer, seeds: list[int]) 
 def one_a_row(items: list) -> layout.Shape:
     """A shape without packing."""
     return layout.Shape(max(i.length for i in items), max(i.target_length for i in items), (len(items),), per_row=1)
+
+
+WORDS = {"positive": ["fine", "lovely", "great", "moving"], "negative": ["dull", "awful", "flat", "weak"]}
+
+
+def reviews(count: int, seed: int) -> list[dict]:
+    """Films that a word tells good from bad."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    for _ in range(count):
+        label = str(rng.choice(sorted(WORDS)))
+        rows.append(
+            {"text": f"a {rng.choice(WORDS[label])} film about {rng.choice(['love', 'war', 'rain'])}", "label": label}
+        )
+    return rows
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory) -> Path:
+    """A tiny random base with a vocabulary of its own, and a task file."""
+    folder = tmp_path_factory.mktemp("home")
+    text = folder / "corpus.txt"
+    text.write_text("\n".join(f"review: {row['text']} {row['label']}" for row in reviews(300, 9)))
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text), model_prefix=str(folder / "spiece"), vocab_size=80, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
+        hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    config = dataclasses.replace(TINY, vocab_size=192)
+    base.save_t5x(random_params(config), folder / "base", 7, np.float32)
+    (folder / "spiece.model").rename(folder / "base" / "spiece.model")
+    for name, count, seed in (("train", 60, 0), ("dev", 24, 1)):
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reviews(count, seed)))
+    (folder / "task.toml").write_text(
+        'name = "films"\ninputs = "review: {text}"\ntarget = "label"\nlabels = ["negative", "positive"]\n'
+        'metric = "accuracy"\ntrain = "train.jsonl"\nvalidation = "dev.jsonl"\n'
+    )
+    return folder
+
+
+def flags(home: Path, model_dir: Path, **names) -> list[str]:
+    """A short run over the tiny base; keyword arguments are gin names."""
+    settings = {
+        "MODEL_DIR": model_dir, "INITIAL_CHECKPOINT_PATH": home / "base", "TASK_FILE": home / "task.toml",
+        "TRAIN_STEPS": 6, "EVAL_PERIOD": 3, "BATCH_SIZE": 4, "PROMPT_LENGTH": 5, "LOG_PERIOD": 2,
+        "JAX_CACHE_DIR": home / "cache", "TASK_FEATURE_LENGTHS": {"inputs": 32, "targets": 8},
+    }  # fmt: skip
+    return [f"--gin.{name}={value}" for name, value in (settings | names).items()]
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """A run from a gin configuration: it learns, resumes to the bit, and its files are what a person expects."""
 
-import dataclasses
 import json
 import os
 import signal
@@ -11,57 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import sentencepiece
-from conftest import TINY, random_params
+from conftest import flags
 
 from prompt_tuning import base, cli, configure, prompt_file, split
 from prompt_tuning.checkpoint import Checkpointer
-
-WORDS = {"positive": ["fine", "lovely", "great", "moving"], "negative": ["dull", "awful", "flat", "weak"]}
-
-
-def reviews(count: int, seed: int) -> list[dict]:
-    """Films that a word tells good from bad."""
-    rng = np.random.default_rng(seed)
-    rows = []
-    for _ in range(count):
-        label = str(rng.choice(sorted(WORDS)))
-        rows.append(
-            {"text": f"a {rng.choice(WORDS[label])} film about {rng.choice(['love', 'war', 'rain'])}", "label": label}
-        )
-    return rows
-
-
-@pytest.fixture(scope="session")
-def home(tmp_path_factory) -> Path:
-    """A tiny random base with a vocabulary of its own, and a task file."""
-    folder = tmp_path_factory.mktemp("home")
-    text = folder / "corpus.txt"
-    text.write_text("\n".join(f"review: {row['text']} {row['label']}" for row in reviews(300, 9)))
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(text), model_prefix=str(folder / "spiece"), vocab_size=80, pad_id=0, eos_id=1, unk_id=2, bos_id=-1,
-        hard_vocab_limit=False, minloglevel=2,
-    )  # fmt: skip
-    config = dataclasses.replace(TINY, vocab_size=192)
-    base.save_t5x(random_params(config), folder / "base", 7, np.float32)
-    (folder / "spiece.model").rename(folder / "base" / "spiece.model")
-    for name, count, seed in (("train", 60, 0), ("dev", 24, 1)):
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in reviews(count, seed)))
-    (folder / "task.toml").write_text(
-        'name = "films"\ninputs = "review: {text}"\ntarget = "label"\nlabels = ["negative", "positive"]\n'
-        'metric = "accuracy"\ntrain = "train.jsonl"\nvalidation = "dev.jsonl"\n'
-    )
-    return folder
-
-
-def flags(home: Path, model_dir: Path, **names) -> list[str]:
-    """A short run over the tiny base; keyword arguments are gin names."""
-    settings = {
-        "MODEL_DIR": model_dir, "INITIAL_CHECKPOINT_PATH": home / "base", "TASK_FILE": home / "task.toml",
-        "TRAIN_STEPS": 6, "EVAL_PERIOD": 3, "BATCH_SIZE": 4, "PROMPT_LENGTH": 5, "LOG_PERIOD": 2,
-        "JAX_CACHE_DIR": home / "cache", "TASK_FEATURE_LENGTHS": {"inputs": 32, "targets": 8},
-    }  # fmt: skip
-    return [f"--gin.{name}={value}" for name, value in (settings | names).items()]
 
 
 def run(home: Path, model_dir: Path, command: str = "train", **names) -> int:

@@ -1,0 +1,166 @@
+"""Ordinary mistakes: one paragraph that says what to type, exit code 2, nothing half-written."""
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import flags
+
+from prompt_tuning import cli, prompt_file
+
+
+def complaint(capsys, argv: list[str]) -> str:
+    """What the command says about a mistake, on standard error."""
+    assert cli.main(argv) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("prompt-tuning: ") and "Traceback" not in said
+    return said
+
+
+MISTAKES = {
+    "a base that is not there": ({"INITIAL_CHECKPOINT_PATH": "/nowhere/t5"}, "There is no folder /nowhere/t5"),
+    "no base": ({"INITIAL_CHECKPOINT_PATH": None}, "--gin.INITIAL_CHECKPOINT_PATH"),
+    "no task": ({"TASK_FILE": None}, "--gin.MIXTURE_OR_TASK_NAME"),
+    "an unknown task": ({"TASK_FILE": None, "MIXTURE_OR_TASK_NAME": "superglue_bolq"}, "superglue_boolq"),
+    "two tasks": ({"MIXTURE_OR_TASK_NAME": "superglue_cb"}, "both set"),
+    "an unknown module": ({"TASK_FILE": None, "MIXTURE_OR_TASK_NAME": "x", "MIXTURE_OR_TASK_MODULE": "nix"}, "'nix'"),
+    "an unknown split": ({"EVAL_SPLIT": "validaton"}, "validation"),
+    "an unknown name": ({"BATCH_SIZ": 3}, "'BATCH_SIZE'"),
+    "an unknown parameter": ({"adafactor.step_origins": 3}, "'step_origin'"),
+    "an unknown configurable": ({"adafctor.step_origin": 3}, "'adafactor'"),
+    "an unknown init": ({"PROMPT_INIT": "@class_label"}, "'class_labels'"),
+    "a name with another's meaning": ({"PROMPT_INIT": "class_labels"}, "a function"),
+    "a prompt that is too long": ({"PROMPT_LENGTH": 513}, "1 to 512"),
+    "no prompt": ({"PROMPT_LENGTH": 0}, "1 to 512"),
+    "a batch of nothing": ({"BATCH_SIZE": 0}, "whole number from 1"),
+    "a base of another size": ({"T5Config.emb_dim": 512}, "emb_dim is 16 and not 512"),
+    "a label the vocabulary cannot spell": ({"CLASS_LABELS": ["yes", "日本"]}, "cannot spell"),
+    "an unknown field of a slot": ({"GRID": {"sed": [1]}}, "'seed'"),
+    "slots and a grid": ({"GRID": {"seed": [1]}, "SLOTS": [{"seed": 1}]}, "Set one of them"),
+    "a prompt file that is not there": ({"PROMPT_INIT": "@from_file", "PROMPT_FILE": "/no/p.npy"}, "/no/p.npy"),
+    "lengths without targets": ({"TASK_FEATURE_LENGTHS": {"inputs": 5}}, "TASK_FEATURE_LENGTHS"),
+    "a learning rate that is no number": ({"LEARNING_RATE": "fast"}, "LEARNING_RATE"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("settings, expected", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_explained_and_nothing_is_written(home, tmp_path, capsys, settings, expected):
+    assert expected in complaint(capsys, ["train", *flags(home, tmp_path / "run", **settings)])
+    assert not (tmp_path / "run").exists()
+
+
+def task_file(home: Path, folder: Path, rows: str, **changes: str) -> Path:
+    settings = (home / "task.toml").read_text().replace('"train.jsonl"', '"rows.jsonl"')
+    for old, new in changes.items():
+        settings = settings.replace(f"{old} =", f"{new} =")
+    (folder / "rows.jsonl").write_text(rows)
+    (folder / "dev.jsonl").write_text('{"text": "a fine film", "label": "positive"}\n')
+    (folder / "task.toml").write_text(settings)
+    return folder / "task.toml"
+
+
+@pytest.mark.parametrize(
+    "rows, expected",
+    [
+        ("", "rows.jsonl"),
+        ('{"text": "a fine film"}\n', "label"),
+        ('{"text": "a fine film", "label": "positive"}\n{"text": "a du\n', "rows.jsonl:2"),
+        ('{"text": "a fine film", "label": "possitive"}\n', "possitive"),
+    ],
+    ids=["an empty file", "a missing column", "a cut line", "a wrong label"],
+)
+def test_bad_data_is_named_with_its_file(home, tmp_path, capsys, rows, expected):
+    path = task_file(home, tmp_path, rows)
+    said = complaint(capsys, ["train", *flags(home, tmp_path / "run", TASK_FILE=path)])
+    assert expected in said and "rows.jsonl" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_of_another_width_or_length_is_refused(home, tmp_path, capsys):
+    for shape, expected in (((5, 8), "5 x 8"), ((7, 16), "--gin.PROMPT_LENGTH=7")):
+        prompt_file.save_npy(tmp_path / "prompt.npy", np.zeros(shape, np.float32))
+        settings = {"PROMPT_INIT": "@from_file", "PROMPT_FILE": tmp_path / "prompt.npy"}
+        assert expected in complaint(capsys, ["train", *flags(home, tmp_path / "run", **settings)])
+
+
+@pytest.fixture(scope="module")
+def trained(home, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    assert cli.main(["train", *flags(home, folder, TRAIN_STEPS=3)]) == 0
+    return folder
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    return {str(f): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+
+
+def test_a_checkpoint_of_another_configuration_is_refused(home, trained, capsys):
+    before = snapshot(trained)
+    said = complaint(capsys, ["train", *flags(home, trained, BATCH_SIZE=5)])
+    assert "batch_size was 4 and is 5" in said
+    assert snapshot(trained) == before
+
+
+def test_a_checkpoint_of_another_base_is_refused(home, trained, tmp_path, capsys):
+    from conftest import TINY, random_params
+
+    from prompt_tuning import base
+
+    base.save_t5x(random_params(dataclasses.replace(TINY, vocab_size=192), seed=1), tmp_path / "base", 7, np.float32)
+    shutil.copy(home / "base" / "spiece.model", tmp_path / "base")
+    before = snapshot(trained)
+    said = complaint(capsys, ["train", *flags(home, trained, INITIAL_CHECKPOINT_PATH=tmp_path / "base")])
+    assert "another base" in said
+    assert snapshot(trained) == before
+    prompt = str(trained / "prompts" / "films.safetensors")
+    assert "other weights" in complaint(capsys, ["infer", "--prompt", prompt, "--base", str(tmp_path / "base"), "x"])
+
+
+def test_evaluation_before_training_says_so(home, tmp_path, capsys):
+    assert "Train first" in complaint(capsys, ["eval", *flags(home, tmp_path / "run")])
+    assert not (tmp_path / "run").exists()
+
+
+def test_wrong_commands_and_inputs_of_infer_are_explained(trained, tmp_path, capsys):
+    assert "'train'" in complaint(capsys, ["trian"])
+    prompt = str(trained / "prompts" / "films.safetensors")
+    assert "nothing to answer" in complaint(capsys, ["infer", "--prompt", prompt])
+    assert "no prompt file" in complaint(capsys, ["infer", "--prompt", "/no.npy", "x"])
+    (tmp_path / "in.jsonl").write_text('{"text": "fine"}\n{"txt": "x"}\n')
+    assert "line 2" in complaint(capsys, ["infer", "--prompt", prompt, "--input", str(tmp_path / "in.jsonl")])
+    (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY garbage")
+    assert "not a readable .npy" in complaint(capsys, ["infer", "--prompt", str(tmp_path / "broken.npy"), "x"])
+
+
+def test_a_gin_file_that_is_not_there_offers_the_nearest(home, tmp_path, capsys):
+    said = complaint(capsys, ["train", "--gin_file=runs/sst_small.gin", *flags(home, tmp_path / "run")])
+    assert "'runs/sst2_small.gin'" in said
+
+
+def test_a_full_disk_is_said_and_what_was_saved_stays(home, tmp_path, capfd):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = os.name == "posix" and shutil.which("mount") and os.geteuid() == 0
+    if not mounted or subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "none", str(disk)]).returncode:
+        pytest.skip("a small file system can be mounted only as root")
+    try:
+        argv = ["train", *flags(home, disk / "run", TRAIN_STEPS=400, EVAL_PERIOD=2)]
+        assert cli.main(argv) == 2
+        said = capfd.readouterr().err
+        assert "No space left" in said or "is full" in said
+        kept = sorted(int(p.name) for p in (disk / "run" / "checkpoints").iterdir() if p.name.isdigit())
+        assert kept, "the first checkpoints are still there"
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+def test_help_and_version_answer_without_jax(capsys):
+    code = "import sys; from prompt_tuning import cli; cli.main(['--help']); assert 'jax' not in sys.modules"
+    assert subprocess.run([os.sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
+    assert cli.main(["--version"]) == 0
+    assert json.dumps(capsys.readouterr().out.strip())

@@ -2,7 +2,7 @@
 
 import queue
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from typing import Any
 
 from prompt_tuning import layout
@@ -64,7 +64,7 @@ def _drawn(mixture: Mixture) -> list[tuple[Task, float]]:
     return [(task, rate) for task, rate in zip(mixture.tasks, mixture.rates, strict=True) if rate > 0]
 
 
-def prefetched(make: Callable[[int], Batch], first: int, last: int) -> Iterator[tuple[int, Batch]]:
+def prefetched(make: Callable[[int], Batch], first: int, last: int) -> Generator[tuple[int, Batch], None, None]:
     """(n, make(n)) for n from `first` to `last - 1`, made by a thread that stays `PREFETCH` ahead."""
     ready: queue.Queue = queue.Queue(PREFETCH)
     closed = threading.Event()

@@ -82,7 +82,9 @@ def _parse_gin(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Nam
     import prompt_tuning.train  # noqa: F401 - registers what gin files name
     from prompt_tuning import configure
 
-    plain, bindings, waiting = [], [], ""
+    plain: list[str] = []
+    bindings: list[str] = []
+    waiting = ""
     for word in argv:
         if waiting:
             bindings, waiting = [*bindings, configure.binding(f"{waiting}={word}")], ""

@@ -5,6 +5,7 @@ import inspect
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import gin
 
@@ -80,7 +81,7 @@ def _explain(error: Exception) -> str:
     return f"The gin configuration cannot be read: {message}"
 
 
-def _configurables() -> list[tuple[str, object]]:
+def _configurables() -> list[tuple[str, Any]]:
     return list(gin.config._REGISTRY.items())
 
 

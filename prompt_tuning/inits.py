@@ -37,23 +37,24 @@ class Start:
         return ids
 
 
-Init = Callable[..., Float[Array, "P D"]]  # init(start, *, rng)
+Vectors = Float[Array | np.ndarray, "P D"]
+Init = Callable[..., Vectors]  # init(start, *, rng)
 
 
 @gin.configurable
-def random_uniform(start: Start, scale: float = 0.5, *, rng: Array) -> Float[Array, "P D"]:
+def random_uniform(start: Start, scale: float = 0.5, *, rng: Array) -> Vectors:
     """U[-scale, scale], the paper's range."""
     return jax.random.uniform(rng, (start.length, start.features), minval=-scale, maxval=scale)
 
 
 @gin.configurable
-def random_uniform_reference(start: Start, scale: float = 0.5, *, rng: Array) -> Float[Array, "P D"]:
+def random_uniform_reference(start: Start, scale: float = 0.5, *, rng: Array) -> Vectors:
     """U[0, scale), which the authors' released configuration draws from."""
     return jax.random.uniform(rng, (start.length, start.features), maxval=scale)
 
 
 @gin.configurable
-def sampled_vocabulary(start: Start, population: int = 5000, *, rng: Array) -> Float[Array, "P D"]:
+def sampled_vocabulary(start: Start, population: int = 5000, *, rng: Array) -> Vectors:
     """Embeddings of `length` of the `population` most common pieces (the first ids), none twice."""
     known = start.vocabulary.size if start.vocabulary else population
     population = min(population, known)
@@ -62,7 +63,7 @@ def sampled_vocabulary(start: Start, population: int = 5000, *, rng: Array) -> F
 
 
 @gin.configurable
-def class_labels(start: Start, fallback: Init = sampled_vocabulary, *, rng: Array) -> Float[Array, "P D"]:
+def class_labels(start: Start, fallback: Init = sampled_vocabulary, *, rng: Array) -> Vectors:
     """One vector a label, the mean of its pieces' embeddings, in label order; the rest is `fallback`'s."""
     if not start.labels:
         raise UserError(
@@ -76,14 +77,14 @@ def class_labels(start: Start, fallback: Init = sampled_vocabulary, *, rng: Arra
 
 
 @gin.configurable
-def text(start: Start, text: str = gin.REQUIRED, *, rng: Array) -> Float[Array, "P D"]:
+def text(start: Start, text: str = gin.REQUIRED, *, rng: Array) -> Vectors:
     """The embedded pieces of a text, repeated or cut to the prompt's length."""
     del rng
     return np.resize(start.embed(start.pieces(text)), (start.length, start.features))
 
 
 @gin.configurable
-def from_file(start: Start, path: str = gin.REQUIRED, *, rng: Array) -> Float[Array, "P D"]:
+def from_file(start: Start, path: str = gin.REQUIRED, *, rng: Array) -> Vectors:
     """A prompt trained before (npy or safetensors): SPoT's transfer, or going on with a run."""
     del rng
     prompt = prompt_file.load(path)

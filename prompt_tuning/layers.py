@@ -225,13 +225,15 @@ class FeedForward(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, x: Float[Array, "R S D"], stream: Stream, dropout: Dropout | None) -> Float[Array, "R S D"]:
+    def __call__(
+        self, x: Float[Array, "R S D"], stream: Stream | None = None, dropout: Dropout | None = None
+    ) -> Float[Array, "R S D"]:
         names = ["wi"] if len(self.activations) == 1 else [f"wi_{i}" for i in range(len(self.activations))]
         wide = (self.features, self.mlp_dim)
         hidden = _gated(
             self.activations, [Dense(wide, ("embed", "mlp"), 1.0, self.dtype, name=name)(x) for name in names]
         )
-        if dropout is not None:
+        if dropout is not None and stream is not None:
             hidden = dropout.features(hidden, stream, (*self.path, "hidden"))
         hidden = partitioning.with_sharding_constraint(hidden, ("batch", "length", "mlp"))
         return Dense((self.mlp_dim, self.features), ("mlp", "embed"), 1.0, self.dtype, name="wo")(hidden)
@@ -247,7 +249,7 @@ def relative_buckets(distance: np.ndarray, bidirectional: bool, buckets: int, ma
 
     Computed in float32 as T5 does, so that distances on the edge of a bucket fall on the same side.
     """
-    offset = 0
+    offset: Any = 0
     if bidirectional:
         buckets //= 2
         offset = np.where(distance > 0, buckets, 0)

@@ -7,7 +7,7 @@ gradient are those of the padded batch.
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import gin
 import numpy as np
@@ -71,21 +71,24 @@ class Shape:
     per_row: int | None = None  # at most so many examples a row; 1 is no packing
 
 
+Ints = Any  # int32, of numpy on the host and of JAX on the device
+
+
 class Batch(NamedTuple):
     """Packed rows (R S and R L), what stands in them, and whose each example (N) and each target (M) is."""
 
-    encoder_tokens: np.ndarray  # int32[R S]
-    prompt_rows: np.ndarray  # int32[R S] -1, or a row of the flattened bank
-    encoder_segments: np.ndarray  # int32[R S] 1 + example, 0 padding
-    encoder_positions: np.ndarray  # int32[R S] offset inside the example
-    decoder_inputs: np.ndarray  # int32[R L] targets shifted right behind a 0
-    decoder_targets: np.ndarray  # int32[R L]
-    decoder_segments: np.ndarray  # int32[R L] 1 + target, 0 padding
-    decoder_examples: np.ndarray  # int32[R L] 1 + example the target belongs to
-    decoder_positions: np.ndarray  # int32[R L]
-    example_slots: np.ndarray  # int32[N]
-    example_numbers: np.ndarray  # int32[N]
-    target_examples: np.ndarray  # int32[M]
+    encoder_tokens: Ints  # [R S]
+    prompt_rows: Ints  # [R S] -1, or a row of the flattened bank
+    encoder_segments: Ints  # [R S] 1 + example, 0 padding
+    encoder_positions: Ints  # [R S] offset inside the example
+    decoder_inputs: Ints  # [R L] targets shifted right behind a 0
+    decoder_targets: Ints  # [R L]
+    decoder_segments: Ints  # [R L] 1 + target, 0 padding
+    decoder_examples: Ints  # [R L] 1 + example the target belongs to
+    decoder_positions: Ints  # [R L]
+    example_slots: Ints  # [N]
+    example_numbers: Ints  # [N]
+    target_examples: Ints  # [M]
 
     @property
     def padding(self) -> float:

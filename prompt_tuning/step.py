@@ -104,7 +104,7 @@ def train_step(
 
     gradient, (losses, tokens) = jax.grad(total, has_aux=True)(state.trainable)
     trainable, opt_state = optimizer.update(gradient, state.opt_state, state.trainable, state.step)
-    new = state.replace(trainable=trainable, opt_state=opt_state, step=state.step + 1)
+    new = dataclasses.replace(state, trainable=trainable, opt_state=opt_state, step=state.step + 1)
     return new, {"loss": losses / jnp.maximum(tokens, 1), "gradient_norm": _slot_norms(gradient, model.slots)}
 
 

@@ -64,7 +64,7 @@ class EncoderLayer(nn.Module):
         dropout: Dropout | None,
     ) -> Float[Array, "R S D"]:
         y = self.pre_attention_layer_norm(x)
-        keep = dropout and dropout.weights(stream, self.config.num_heads, (*self.path, "attention"))
+        keep = dropout.weights(stream, self.config.num_heads, (*self.path, "attention")) if dropout else None
         y = self.attention(y, *self.attention.project(y), mask, bias, keep)
         x = x + (dropout.features(y, stream, (*self.path, "attention_out")) if dropout else y)
         y = self.mlp(self.pre_mlp_layer_norm(x), stream, dropout)
@@ -120,15 +120,16 @@ class DecoderLayer(nn.Module):
         bias: Float[Array, "1 H L L"],
         encoded: Float[Array, "R S D"],
         cross_mask: Bool[Array, "R 1 L S"],
+        source: Stream,
         dropout: Dropout | None = None,
-        source: Stream | None = None,
     ) -> Float[Array, "R L D"]:
         y = self.pre_self_attention_layer_norm(x)
-        keep = dropout and dropout.weights(stream, self.config.num_heads, (*self.path, "self_attention"))
+        keep = dropout.weights(stream, self.config.num_heads, (*self.path, "self_attention")) if dropout else None
         y = self.self_attention(y, *self.self_attention.project(y), mask, bias, keep)
         x = x + (dropout.features(y, stream, (*self.path, "self_attention_out")) if dropout else y)
         y = self.pre_cross_attention_layer_norm(x)
-        keep = dropout and dropout.weights(source, self.config.num_heads, (*self.path, "encoder_decoder_attention"))
+        site = (*self.path, "encoder_decoder_attention")
+        keep = dropout.weights(source, self.config.num_heads, site) if dropout else None
         y = self.encoder_decoder_attention.across(y, encoded, cross_mask, keep)
         x = x + (dropout.features(y, stream, (*self.path, "encoder_decoder_attention_out")) if dropout else y)
         y = self.mlp(self.pre_mlp_layer_norm(x), stream, dropout)
@@ -154,7 +155,7 @@ class DecoderLayer(nn.Module):
         hypotheses = y.reshape(cross[0].shape[0], -1, y.shape[-1])
         y = self.encoder_decoder_attention(hypotheses, *cross, cross_mask).reshape(y.shape)
         x = x + y
-        return x + self.mlp(self.pre_mlp_layer_norm(x), None, None), cached
+        return x + self.mlp(self.pre_mlp_layer_norm(x)), cached
 
 
 class Decoder(nn.Module):
@@ -193,7 +194,7 @@ class Decoder(nn.Module):
         cross_mask = same_segment(examples, source.segments)
         bias = self.relpos_bias(length)
         for layer in self.layers:
-            x = layer(x, stream, mask, bias, encoded, cross_mask, dropout, source)
+            x = layer(x, stream, mask, bias, encoded, cross_mask, source, dropout)
         x = self.decoder_norm(x)
         return dropout.features(x, stream, (*self.path, "decoded")) if dropout else x
 

@@ -77,12 +77,10 @@ def _periods(
     """(state, False) after every EVAL_PERIOD steps and the last one; (state, True) once, when `stop` is set."""
     run, first, shape = opened.run, int(state.step), data.plan()
     log.ledger(_ledger(opened, data, shape, first))
-    settings = {"optimizer": optimizer, "dropout_rate": run.dropout_rate, "z_loss": run.z_loss}
-    step = jax.jit(
-        functools.partial(train_step, model=opened.model, **settings),
-        donate_argnames="state",
-        compiler_options=device.compiler_options(),
+    pure = functools.partial(
+        train_step, model=opened.model, optimizer=optimizer, dropout_rate=run.dropout_rate, z_loss=run.z_loss
     )
+    step = jax.jit(pure, donate_argnames="state", compiler_options=device.compiler_options())
     window: list[tuple[Any, float]] = []
     with contextlib.closing(prefetched(lambda n: data.batch(n, shape), first, run.train_steps)) as batches:
         for n, batch in batches:

@@ -17,7 +17,7 @@ from typing import Any
 from prompt_tuning import fields
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.examples import Examples, Mixture, Ragged
-from prompt_tuning.vocabulary import Vocabulary, flatten
+from prompt_tuning.vocabulary import Vocabulary, flatten, warn_of_cut
 
 LENGTHS = {"inputs": 512, "targets": 62}  # T5's lengths for SuperGLUE
 READ_BATCH = 1024  # examples handed from TensorFlow to numpy at a time
@@ -44,7 +44,8 @@ with _silence():
     import tensorflow_datasets as tfds
     from absl import logging as absl_logging
 
-    tf.config.set_visible_devices([], "GPU")  # else TensorFlow would reserve the memory that JAX needs
+    with contextlib.suppress(RuntimeError):  # where somebody has used TensorFlow already, it keeps what it has
+        tf.config.set_visible_devices([], "GPU")  # else TensorFlow would reserve the memory that JAX needs
 absl_logging.set_verbosity(absl_logging.ERROR)
 
 
@@ -75,11 +76,7 @@ def open_mixture(
     tasks = {t.name: _bind(t, vocabulary, data_dir) for t in seqio.get_subtasks(provider)}
     members: tuple[Any, ...] = tuple(SeqioTask(t, vocabulary, lengths) for t in tasks.values())
     for member in members:
-        unspelled = [label for label in member.labels if not vocabulary.can_spell(label)]
-        if unspelled:
-            raise UserError(
-                f"The vocabulary {vocabulary.path} cannot spell {unspelled} of the labels of {member.name}."
-            )
+        vocabulary.check_labels(member.labels, lengths["targets"], member.name)
     if isinstance(provider, seqio.Task):
         return Mixture(provider.name, members, (1.0,))
     rates = _rates(provider, tasks)
@@ -194,7 +191,9 @@ class SeqioTask:
             }
         if not texts:
             raise UserError(f"The split {split!r} of {self.name} holds no examples in {self.task.source}.")
-        return Examples(self.name, split, tokens["inputs"][0], tokens["targets"][0], texts, tokens["inputs"][1])
+        (inputs, cut), (targets, lost) = tokens["inputs"], tokens["targets"]
+        warn_of_cut(lost, len(texts), f"{self.name}, {split},", self.lengths["targets"])
+        return Examples(self.name, split, inputs, targets, texts, cut)
 
     def _texts(self, head: list[Any], split: str, count: int | None) -> list[dict[str, Any]]:
         """The examples behind the preprocessors `head`, which end before the tokenizer."""

@@ -20,7 +20,7 @@ from prompt_tuning import metrics
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.examples import Examples, Mixture
 from prompt_tuning.records import Record, read_records
-from prompt_tuning.vocabulary import Vocabulary
+from prompt_tuning.vocabulary import Vocabulary, warn_of_cut
 
 SPLITS = ("train", "validation", "test")
 KEYS = ("name", "inputs", "target", "labels", "metric", *SPLITS)
@@ -46,7 +46,8 @@ def open_task_file(path: str | Path, vocabulary: Vocabulary, lengths: Mapping[st
         raise UserError(f"{path}: byte {error.start + 1} is not UTF-8.") from None
     except tomllib.TOMLDecodeError as error:
         raise UserError(f"{path} is not TOML: {error}. It should look like:\n{EXAMPLE}") from None
-    task = FileTask(where, _checked(where, settings, vocabulary), vocabulary, dict(lengths))
+    task = FileTask(where, _checked(where, settings), vocabulary, dict(lengths))
+    vocabulary.check_labels(task.labels, lengths["targets"], str(path))
     return Mixture(task.name, (task,), (1.0,))  # type: ignore[arg-type]  # a Task's attributes are only read
 
 
@@ -102,7 +103,8 @@ class FileTask:
     def _load(self, split: str) -> Examples:
         texts = self.texts(split)
         inputs, cut = self.vocabulary.tokenise([t["inputs_pretokenized"] for t in texts], self.lengths["inputs"])
-        targets, _ = self.vocabulary.tokenise([t["targets_pretokenized"] for t in texts], self.lengths["targets"])
+        targets, lost = self.vocabulary.tokenise([t["targets_pretokenized"] for t in texts], self.lengths["targets"])
+        warn_of_cut(lost, len(texts), f"{self.name}, {split},", self.lengths["targets"])
         return Examples(self.name, split, inputs, targets, texts, cut)
 
     def _text(self, file: str, record: Record) -> dict[str, Any]:
@@ -170,7 +172,7 @@ def _fill(template: str, record: Record, at: str) -> str:
     return _COLUMN.sub(value, template)
 
 
-def _checked(path: Path, given: Mapping[str, Any], vocabulary: Vocabulary) -> dict[str, Any]:
+def _checked(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
     """The settings with every default filled in and every list a list."""
     for key in given:
         if key not in KEYS:
@@ -185,9 +187,6 @@ def _checked(path: Path, given: Mapping[str, Any], vocabulary: Vocabulary) -> di
         raise UserError(f'{path}: inputs names no column; write one in braces, as in "sentence: {{sentence}}".')
     settings["target"] = given["target"] if "{" in given["target"] else "{" + given["target"] + "}"
     settings["labels"] = _labels(path, given.get("labels", {}))
-    for label in settings["labels"].values():
-        if not vocabulary.can_spell(label):
-            raise UserError(f"{path}: the vocabulary {vocabulary.path} cannot spell the label {label!r}.")
     settings["metric"] = _listed(path, "metric", given.get("metric", "accuracy"))
     for metric in settings["metric"]:
         if metric not in METRICS:

@@ -3,6 +3,7 @@
 import functools
 import itertools
 import struct
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -84,6 +85,17 @@ class Vocabulary:
         """The piece behind one id, for people; ids in the table's padding have none and show as their number."""
         return self._model.id_to_piece(int(id)) if 0 <= id < self.size else f"<{id}>"
 
+    def check_labels(self, labels: Sequence[str], limit: int, of: str) -> None:
+        """Raises UserError for a label with a piece the vocabulary lacks, or longer than targets may be."""
+        for label in labels:
+            if not self.can_spell(label):
+                raise UserError(f"The vocabulary {self.path} cannot spell the label {label!r} of {of}.")
+            if (length := len(self.encode(label)) + 1) > limit:
+                raise UserError(
+                    f"The label {label!r} of {of} has {length} tokens, EOS included; targets of {limit} would cut it. "
+                    "Raise the targets' length in TASK_FEATURE_LENGTHS."
+                )
+
     def can_spell(self, text: str) -> bool:
         """Whether a text has at least one piece and no unknown one."""
         ids = self.encode(text)
@@ -94,6 +106,16 @@ def _model_file(path: Path) -> Path:
     """The model in a folder, as it stands beside a Hugging Face or T5X base; any other path as it is."""
     inside = [path / name for name in ("spiece.model", "sentencepiece.model")] if path.is_dir() else []
     return next((p for p in inside if p.is_file()), path)
+
+
+def warn_of_cut(lost: int, total: int, of: str, limit: int) -> None:
+    """Says that targets were cut, which no training puts right."""
+    if lost:
+        warnings.warn(
+            f"{lost:,} of {total:,} targets of {of} are longer than {limit} tokens and were cut; raise the targets' "
+            "length in TASK_FEATURE_LENGTHS.",
+            stacklevel=3,
+        )
 
 
 def flatten(sequences: Sequence[Sequence[int]]) -> Ragged:

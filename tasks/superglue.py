@@ -104,9 +104,10 @@ def multirc() -> None:
         rows = []
         for line, row in records:
             passage = field(path, (line, row), "passage", dict)
-            for question in field(path, (line, passage), "questions", list):
-                for answer in field(path, (line, question), "answers", list):
-                    at = {"paragraph": row.get("idx", line), "question": question["idx"], "answer": answer["idx"]}
+            for q, question in enumerate(field(path, (line, passage), "questions", list)):
+                for a, answer in enumerate(field(path, (line, question), "answers", list)):
+                    at = {"paragraph": row.get("idx", line), "question": question.get("idx", q)}
+                    at["answer"] = answer.get("idx", a)
                     rows.append(
                         {
                             "paragraph": field(path, (line, passage), "text"),
@@ -166,7 +167,7 @@ def record() -> None:
             passage = field(path, (line, row), "passage", dict)
             body = field(path, (line, passage), "text")
             spans = field(path, (line, passage), "entities", list)
-            for query in field(path, (line, row), "qas", list):
+            for q, query in enumerate(field(path, (line, row), "qas", list)):
                 found = query.get("answers") if split == "test" else field(path, (line, query), "answers", list)
                 rows.append(
                     {
@@ -174,7 +175,7 @@ def record() -> None:
                         "query": field(path, (line, query), "query"),
                         "entities": sorted({body[s["start"] : s["end"] + 1] for s in spans}),
                         "answers": sorted({a["text"] for a in found or ()}),
-                        "idx": {"passage": row.get("idx", line), "query": query["idx"]},
+                        "idx": {"passage": row.get("idx", line), "query": query.get("idx", q)},
                     }
                 )
         return rows

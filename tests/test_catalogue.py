@@ -63,7 +63,7 @@ def test_list_of_nothing_says_so():
 
 def test_show_prints_sizes_majority_lengths_and_examples(capsys, tmp_path, model):
     arguments = ["show", "superglue_cb", "--data_dir", data_dir(tmp_path), "--vocabulary", str(model)]
-    assert catalogue.main([*arguments, "--lengths", "100", "10"]) == 0
+    assert catalogue.main([*arguments, "--lengths", "100", "20"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "train 3 neutral 66.7 %" in printed
     assert "33.3 %" in printed  # of the inputs are cut

@@ -106,6 +106,23 @@ def test_long_inputs_are_cut_and_counted(vocabulary):
     assert examples.inputs.lengths.max() == LENGTHS["inputs"]
 
 
+def test_targets_that_are_cut_are_reported_and_labels_may_not_be(vocabulary):
+    free = register("data_test", [TOKENIZE, EOS], vocabulary).replace(postprocess_fn=None)
+    with pytest.raises(UserError, match="targets of 2 would cut it"):
+        open_mixture("data_test", vocabulary, {"inputs": 24, "targets": 2})
+    seqio.TaskRegistry.remove("data_test")
+    seqio.TaskRegistry.add_provider("data_test", free)
+    with pytest.warns(UserWarning, match="3 of 3 targets of data_test, train, are longer than 1"):
+        open_mixture("data_test", vocabulary, {"inputs": 24, "targets": 1}).tasks[0].load("train")
+
+
+def test_the_first_examples_of_a_split_can_be_had_alone(vocabulary):
+    register("data_test", [shout, TOKENIZE, EOS], vocabulary)
+    task = open_mixture("data_test", vocabulary, LENGTHS).tasks[0]
+    assert [t["id"] for t in task.load("train[:2]").texts] == [7, 8]
+    assert len(task.load("train")) == 3
+
+
 def test_labels_and_scores_are_the_tasks_own(vocabulary):
     register("data_test", [TOKENIZE, EOS], vocabulary)
     mixture = open_mixture("data_test", vocabulary, LENGTHS)

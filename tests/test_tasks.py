@@ -269,6 +269,16 @@ def test_official_files_make_the_same_text_as_tensorflow_datasets(tmp_path, voca
     assert [(t["inputs_pretokenized"], t["targets_pretokenized"]) for t in examples.texts] == same
 
 
+def test_seqio_alone_gives_the_tokens_that_the_data_room_gives(tmp_path, vocabulary):
+    data_dir = official(tmp_path, {"superglue/CB/train.jsonl": CB * 3})
+    task = open_mixture("superglue_cb_prefixed", vocabulary, {"inputs": 12, "targets": 16}, data_dir=data_dir).tasks[0]
+    examples = task.load("train")
+    assert examples.truncated == 3
+    for i, theirs in enumerate(task.task.get_dataset(task.lengths, "train", shuffle=False).as_numpy_iterator()):
+        assert examples.inputs[i].tolist() == theirs["inputs"].tolist()
+        assert examples.targets[i].tolist() == theirs["targets"].tolist()
+
+
 def test_a_missing_split_says_what_stands_there(tmp_path, vocabulary):
     task = open_mixture("superglue_cb", vocabulary, data_dir=official(tmp_path, {"superglue/CB/val.jsonl": CB})).tasks[
         0

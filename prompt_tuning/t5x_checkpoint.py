@@ -63,7 +63,7 @@ def save_t5x(params: dict[str, Any], path: str | Path, step: int, dtype: Any = j
             spec = _write(temporary / stored, np.asarray(array).astype(dtype))
             index[f"target/{name}"] = {**spec, "kvstore": {"driver": "file", "path": f"{stored}/"}}
         tree = traverse_util.unflatten_dict(index, sep="/")
-        tree["state"] = {"step": np.int32(step), "param_states": {}}
+        tree["state"] = {"step": np.int32(step)}  # T5X reads no empty node where optimizer states would stand
         (temporary / "checkpoint").write_bytes(serialization.msgpack_serialize({"version": VERSION, "optimizer": tree}))
         temporary.rename(final)
     except BaseException:

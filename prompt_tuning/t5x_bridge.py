@@ -6,6 +6,7 @@ is called `encoder/prompt/prompt/prompt`, as in the authors' code, so that their
 
 import os
 import re
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import linen as nn
 from flax import traverse_util
 from flax.linen import partitioning
@@ -180,7 +182,7 @@ def prompt_init(
                 table.append(np.asarray(base.open_source(base_path).tensors["token_embedder/embedding"].read()))
             return table[0][np.asarray(ids)].astype(np.float32)
 
-        vocabulary = Vocabulary(vocabulary_file) if vocabulary_file else None
+        vocabulary = Vocabulary(_local_copy(vocabulary_file)) if vocabulary_file else None
         start = inits.Start(shape[0], shape[1], embed, vocabulary, tuple(labels))
         with jax.ensure_compile_time_eval():  # T5X initialises while it traces
             rng = jax.random.fold_in(jax.random.key(seed), 1)
@@ -188,6 +190,15 @@ def prompt_init(
         return jnp.asarray(vectors, dtype)
 
     return initialize
+
+
+def _local_copy(file: str) -> str:
+    """Our vocabulary reads local files, T5X's also gs://."""
+    if "://" not in file:
+        return file
+    copy = Path(tempfile.mkdtemp()) / "sentencepiece.model"
+    copy.write_bytes(epath.Path(file).read_bytes())
+    return str(copy)
 
 
 def only(regex: str = r".*/prompt/.*") -> Callable[[str, Any], bool]:

@@ -38,11 +38,14 @@ def dataset(split, shuffle_files, seed=None):
     texts = {sentences!r} * 8
     return tf.data.Dataset.from_tensor_slices(
         {{"inputs": texts, "targets": ["good" if "good" in t else "bad" for t in texts]}})
+def accuracy(targets, predictions):
+    return {{"accuracy": 100.0 * sum(map(str.__eq__, targets, predictions)) / len(targets)}}
 seqio.TaskRegistry.add(
     "toy", source=seqio.FunctionDataSource(dataset, splits=["train", "validation"]),
     preprocessors=[seqio.preprocessors.tokenize, seqio.preprocessors.append_eos],
     output_features={{k: seqio.Feature(vocabulary, add_eos=True) for k in ("inputs", "targets")}},
-    metric_fns=[lambda targets, predictions: {{"accuracy": 100.0 * sum(map(str.__eq__, targets, predictions)) / len(targets)}}])
+    metric_fns=[accuracy],
+)
 """
 
 

@@ -31,16 +31,21 @@ SWAPPED = (1, 90)  # output columns exchanged: the model says 90 often and EOS h
 
 
 def load(folder: Path) -> T5ForConditionalGeneration:
-    """The tiny model in float64, its output matrix its own: sharp, and given to ending answers."""
+    """The tiny model in float64, its output matrix its own."""
     model = T5ForConditionalGeneration(T5Config(**json.loads((folder / "config.json").read_text())))
     weights = load_file(folder / "model.safetensors")
     head = weights.pop("lm_head.weight")
     wrong = model.load_state_dict(weights, strict=False)
     assert not wrong.unexpected_keys, wrong
-    head[list(SWAPPED)] = head[list(SWAPPED[::-1])]
-    untie(model, head * SHARPNESS)
+    untie(model, head)
     model.config.num_layers = model.config.num_decoder_layers  # generate() counts its caches by the encoder's layers
     return model.double().eval()
+
+
+def sharpen(head: torch.Tensor) -> None:
+    """Makes the model sure of itself, and given to ending its answers."""
+    head[list(SWAPPED)] = head[list(SWAPPED[::-1])]
+    head *= SHARPNESS
 
 
 def generate(model: T5ForConditionalGeneration, prompt: np.ndarray, inputs: np.ndarray, **settings) -> tuple:
@@ -69,6 +74,7 @@ def likelihood(model: T5ForConditionalGeneration, embedded: torch.Tensor, answer
 def main() -> None:
     torch.set_num_threads(1)
     model = load(GOLDEN / "t5_1_1")
+    sharpen(model.lm_head.weight.data)
     rng = np.random.default_rng(6)
     bank = np.zeros((len(PROMPT_LENGTHS), max(PROMPT_LENGTHS), model.config.d_model), np.float32)
     for slot, length in enumerate(PROMPT_LENGTHS):

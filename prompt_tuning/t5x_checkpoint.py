@@ -87,6 +87,12 @@ def _write(folder: Path, array: np.ndarray) -> dict[str, Any]:
 
 def _index(path: str) -> dict[str, Any]:
     data = _get(path, "checkpoint")
+    if data is None and Path(path, "state").is_dir():
+        raise UserError(
+            f"{path} is in Orbax's layout, which T5X writes unless use_orbax is False; only its older layout, that of"
+            " the released checkpoints, is read here. Restore and save it once under T5X with"
+            " --gin.train_script.train.use_orbax=False."
+        )
     if data is None:
         raise UserError(f"There is no file {path}/checkpoint; expected a T5X folder checkpoint_N.")
     if data.startswith(b"model_checkpoint_path"):

@@ -3,6 +3,8 @@
 import dataclasses
 import json
 import shutil
+import sys
+import types
 import weakref
 from pathlib import Path
 
@@ -317,6 +319,22 @@ def test_wrong_paths_say_what_a_base_is(tmp_path, monkeypatch):
         ("google/no-such-t5-anywhere", "hub"),
     ]:
         with pytest.raises(UserError, match=message):
+            load_base(path)
+
+
+def test_a_hub_name_is_loaded_from_what_the_hub_gives(hf, monkeypatch):
+    hub = types.SimpleNamespace(snapshot_download=lambda name, **_: str(hf))
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    assert load_base("someone/t5-tiny").digest == load_base(GOLDEN / "t5_1_1").digest
+    (hf / "model.safetensors").unlink()
+    with pytest.raises(UserError, match=r"no safetensors on the hub.*(\n.*)*torch.load"):
+        load_base("someone/t5-tiny")
+
+
+def test_t5xs_orbax_layout_is_refused_by_name(tmp_path):
+    (tmp_path / "checkpoint_5" / "state").mkdir(parents=True)
+    for path in (tmp_path, tmp_path / "checkpoint_5"):
+        with pytest.raises(UserError, match="use_orbax"):
             load_base(path)
 
 

@@ -4,7 +4,7 @@ T5X wants one module that takes padded tokens and keeps its decoding cache in a 
 is called `encoder/prompt/prompt/prompt`, as in the authors' code, so that their checkpoints and prompt files fit.
 """
 
-import os
+import io
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -217,14 +217,25 @@ def axis_rules() -> tuple[tuple[str, None], ...]:
     return tuple((name, None) for name in AXES)
 
 
+def _write_npy(file: epath.Path, array: np.ndarray) -> None:
+    """Whole or not at all: a bucket writes objects so by itself."""
+    if "://" in str(file):
+        data = io.BytesIO()
+        np.save(data, array, allow_pickle=False)
+        file.write_bytes(data.getvalue())
+    else:
+        prompt_file.save_npy(Path(file), array)
+
+
 class PromptCheckpointer(checkpoints.Checkpointer):
     """T5X's checkpointer that also writes the prompt as npy, in the authors' place, for good."""
 
     def save(self, train_state: Any, *args: Any, **kwargs: Any) -> None:
         """First the prompt, so that whoever waits for the checkpoint finds it."""
         params = traverse_util.flatten_dict(flax.core.unfreeze(train_state.params), sep="/")
-        folder = Path(os.fspath(self.checkpoints_dir)) / "numpy_checkpoints" / f"checkpoint_{int(train_state.step)}"
+        step = f"checkpoint_{int(train_state.step)}"
+        folder = epath.Path(self.checkpoints_dir) / "numpy_checkpoints" / step
         for name, array in params.items():
             if only()(name, None) and jax.process_index() == 0:
-                prompt_file.save_npy(folder / name.replace("/", "."), np.asarray(array))
+                _write_npy(folder / name.replace("/", "."), np.asarray(array))
         super().save(train_state, *args, **kwargs)

@@ -20,7 +20,7 @@ from golden import parity_inputs
 from golden.parity_inputs import CASES, Case
 
 from prompt_tuning import base
-from prompt_tuning.t5 import T5Config, parameter_shapes
+from prompt_tuning.t5 import T5, T5Config, parameter_shapes
 
 pytestmark = pytest.mark.t5x
 pytest.importorskip("t5x", reason="T5X is not importable; docs/from_t5x.md says how to install it beside the project")
@@ -172,6 +172,22 @@ def test_t5xs_own_beam_search_over_our_cache_gives_the_recorded_answers():
         beams, aux = decode(params, batch, decoder_params={"alpha": 0.6})
     np.testing.assert_array_equal(beams, golden["beams"])
     np.testing.assert_allclose(aux["scores"], golden["beam_scores"], rtol=1e-5)
+
+
+def test_t5xs_minimal_network_and_ours_agree_side_by_side():
+    from t5x.examples.t5 import network
+
+    drawn, sizes = parity_inputs.batch(CASE, 0), vars(config(CASE, CASE.vocab_size))
+    params = jax.tree.map(jnp.asarray, random_weights(config(CASE, CASE.vocab_size)))
+    shifted = np.pad(drawn["targets"][:, :-1], ((0, 0), (1, 0)))
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        theirs = network.Transformer(network.T5Config(**sizes, dropout_rate=0.0)).apply(
+            {"params": params}, drawn["inputs"], shifted, drawn["targets"], enable_dropout=False
+        )
+    ours = T5(config(CASE, CASE.vocab_size)).apply(
+        {"params": params}, jnp.asarray(drawn["inputs"]), jnp.asarray(shifted)
+    )
+    assert np.abs(np.asarray(ours) - np.asarray(theirs))[drawn["targets"] > 0].max() < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])

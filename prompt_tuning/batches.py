@@ -48,7 +48,9 @@ class TrainingData:
         )
         target = max(int(examples.targets.lengths.max()) for sets in self.sets for examples in sets)
         sample = [self.items(step) for step in range(SAMPLED)]
-        return layout.plan(sample, (longest, target), self.run.packing, self.opened.mesh.shape["data"])
+        return layout.plan(
+            sample, (longest, target), self.run.packing, self.opened.mesh.shape["data"] * self.run.microbatches
+        )
 
     @property
     def distinct(self) -> list[Examples]:

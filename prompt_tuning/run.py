@@ -103,6 +103,7 @@ class Run:
     z_loss: float = 1e-4
     dropout_rate: float = 0.1
     packing: bool = True
+    microbatches: int = 1
     eval_period: int = 1000
     eval_batch_size: int = 64
     predict: infer.Predict | None = None
@@ -111,7 +112,7 @@ class Run:
     jax_cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("train_steps", "batch_size", "eval_period", "eval_batch_size", "log_period"):
+        for name in ("train_steps", "batch_size", "microbatches", "eval_period", "eval_batch_size", "log_period"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise UserError(f"{name.upper()} is {getattr(self, name)!r}; it is a whole number from 1.")
         if not 0 <= self.dropout_rate < 1:

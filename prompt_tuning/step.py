@@ -1,6 +1,7 @@
 """The pure steps: train on a packed batch, score targets; one way for prompt tuning, model tuning and pretraining."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -90,22 +91,45 @@ def train_step(
     optimizer: Optimizer,
     dropout_rate: float = 0.1,
     z_loss: float = 1e-4,
+    microbatches: int = 1,
 ) -> tuple[TrainState, dict[str, Float[Array, "K"]]]:
     """One update of what is trainable; a slot's gradient comes from its own examples only.
 
-    The metrics are each slot's mean loss a target token and the norm of its gradient.
+    With `microbatches`, the rows go through the model in so many parts, one after another, for less memory; R is a
+    multiple of it. The metrics are each slot's mean loss a target token and the norm of its gradient.
     """
     dropout = dropout_of(state, batch, dropout_rate)
 
-    def total(trainable: split.Params) -> tuple[Float[Array, ""], Any]:
+    def total(trainable: split.Params, part: Batch) -> tuple[Float[Array, ""], Any]:
         params = split.merge(trainable, frozen)
-        losses, tokens = slot_losses(params, batch, model=model, z_loss=z_loss, dropout=dropout)
+        losses, tokens = slot_losses(params, part, model=model, z_loss=z_loss, dropout=dropout)
         return losses.sum(), (losses, tokens)
 
-    gradient, (losses, tokens) = jax.grad(total, has_aux=True)(state.trainable)
+    def add(sums: Any, rows: Batch) -> tuple[Any, None]:
+        found = jax.grad(total, has_aux=True)(state.trainable, rows)
+        return jax.tree.map(jnp.add, sums, found), None
+
+    if microbatches == 1:
+        gradient, (losses, tokens) = jax.grad(total, has_aux=True)(state.trainable, batch)
+    else:
+        none = jnp.zeros((model.slots,))
+        zero = jax.tree.map(jnp.zeros_like, state.trainable), (none, none)
+        scanned, whole = _parts(batch, microbatches)
+        (gradient, (losses, tokens)), _ = jax.lax.scan(lambda sums, rows: add(sums, whole(rows)), zero, scanned)
     trainable, opt_state = optimizer.update(gradient, state.opt_state, state.trainable, state.step)
     new = dataclasses.replace(state, trainable=trainable, opt_state=opt_state, step=state.step + 1)
     return new, {"loss": losses / jnp.maximum(tokens, 1), "gradient_norm": _slot_norms(gradient, model.slots)}
+
+
+def _parts(batch: Batch, count: int) -> tuple[list[Array], Callable[[list[Array]], Batch]]:
+    """What stands in rows, cut into `count` parts on a new first axis, and how a part becomes a batch again.
+
+    Every `count`-th row goes to one part, so that rows stay on their devices.
+    """
+    cut = lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1)
+    in_rows = [name for name in Batch._fields if getattr(batch, name).ndim == 2]
+    whole = lambda rows: batch._replace(**dict(zip(in_rows, rows, strict=True)))
+    return [cut(jnp.asarray(getattr(batch, name))) for name in in_rows], whole
 
 
 def _slot_norms(gradient: split.Params, slots: int) -> Float[Array, "K"]:

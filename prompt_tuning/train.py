@@ -78,8 +78,9 @@ def _periods(
     run, first, shape = opened.run, int(state.step), data.plan()
     log.ledger(_ledger(opened, data, shape, first))
     pure = functools.partial(
-        train_step, model=opened.model, optimizer=optimizer, dropout_rate=run.dropout_rate, z_loss=run.z_loss
-    )
+        train_step, model=opened.model, optimizer=optimizer, dropout_rate=run.dropout_rate, z_loss=run.z_loss,
+        microbatches=run.microbatches,
+    )  # fmt: skip
     step = jax.jit(pure, donate_argnames="state", compiler_options=device.compiler_options())
     window: list[tuple[Any, float]] = []
     with contextlib.closing(prefetched(lambda n: data.batch(n, shape), first, run.train_steps)) as batches:

@@ -95,6 +95,22 @@ def test_frozen_leaves_are_bit_identical_after_ten_steps():
     assert split.digest(random_params()) == before
 
 
+@pytest.mark.parametrize("dropout_rate", [0.0, 0.1])
+def test_microbatches_change_only_the_memory(dropout_rate):
+    lengths = [4, 7]
+    model, bank = Model(TINY, 2, 7), random_bank(lengths)
+    optimizer = optim.over_slots(optim.adafactor, lengths, [0.3, 0.1])
+    batch = layout.pack(random_items(5, lengths), layout.Shape(48, 16, (8,)), 7)
+    step = functools.partial(train_step, model=model, optimizer=optimizer, dropout_rate=dropout_rate)
+    found = []
+    for parts in (1, 4):
+        state = start_state(bank, optimizer, [0, 1])
+        found.append(jax.jit(functools.partial(step, microbatches=parts))(state, random_params(), batch))
+    (one, metrics), (four, others) = found
+    np.testing.assert_allclose(metrics["loss"], others["loss"], rtol=1e-5)
+    np.testing.assert_allclose(one.trainable["prompt"]["bank"], four.trainable["prompt"]["bank"], rtol=1e-4, atol=1e-4)
+
+
 def flops(function, *args) -> float:
     return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
 

@@ -35,32 +35,32 @@ AXES = ("prompt_length", "prompt_embed")  # replicated, so that one host can wri
 
 class _Vectors(nn.Module):
     length: int
-    init: Initializer
+    initializer: Initializer
 
     @nn.compact
     def __call__(self, features: int) -> Float[Array, "P D"]:
         shape = (self.length, features)
-        return partitioning.param_with_axes("prompt", self.init, shape, jnp.float32, axes=AXES)
+        return partitioning.param_with_axes("prompt", self.initializer, shape, jnp.float32, axes=AXES)
 
 
 class _Prompt(nn.Module):
     length: int
-    init: Initializer
+    initializer: Initializer
 
     @nn.compact
     def __call__(self, features: int) -> Float[Array, "P D"]:
-        return _Vectors(self.length, self.init, name="prompt")(features)
+        return _Vectors(self.length, self.initializer, name="prompt")(features)
 
 
 class PromptedEncoder(Encoder):
     """The encoder and the prompt that stands in front of its input."""
 
     length: int = 0
-    init: Initializer = nn.initializers.zeros
+    initializer: Initializer = nn.initializers.zeros
 
     def setup(self) -> None:
         super().setup()
-        self.prompt = _Prompt(self.length, self.init)
+        self.prompt = _Prompt(self.length, self.initializer)
 
 
 class PromptedT5(nn.Module):

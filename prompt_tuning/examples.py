@@ -52,9 +52,16 @@ class Examples:
 class Task(Protocol):
     """What training and evaluation ask of a task, whoever defines it."""
 
-    name: str
-    labels: tuple[str, ...]  # the answers to rank, in label order; empty where the answer is free text
-    splits: tuple[str, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The answers to rank, in label order; empty where the answer is free text."""
+        ...
+
+    @property
+    def splits(self) -> tuple[str, ...]: ...
 
     def load(self, split: str) -> Examples:
         """All examples of a split, in the split's own order."""

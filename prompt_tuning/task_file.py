@@ -48,7 +48,7 @@ def open_task_file(path: str | Path, vocabulary: Vocabulary, lengths: Mapping[st
         raise UserError(f"{path} is not TOML: {error}. It should look like:\n{EXAMPLE}") from None
     task = FileTask(where, _checked(where, settings), vocabulary, dict(lengths))
     vocabulary.check_labels(task.labels, lengths["targets"], str(path))
-    return Mixture(task.name, (task,), (1.0,))  # type: ignore[arg-type]  # a Task's attributes are only read
+    return Mixture(task.name, (task,), (1.0,))
 
 
 EXAMPLE = textwrap.dedent("\n".join((__doc__ or "").splitlines()[2:]))

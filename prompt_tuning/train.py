@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import device, infer, layout, optim, prompt_file, slots, split
+from prompt_tuning import device, infer, layout, optim, prompt_file, report, slots, split
 from prompt_tuning.batches import TrainingData, prefetched
 from prompt_tuning.checkpoint import Best, Checkpointer, Identity
 from prompt_tuning.examples import Examples
@@ -215,6 +215,9 @@ def _finish(opened: Opened, log: Log, best: Best) -> None:
         )  # fmt: skip
         prompt_file.save_safetensors(path, prompt_file.Prompt(best.bank[k, : slot.length], card))
         log.say(f"{slot.name}: {best.score[k]:.2f} at step {best.step[k]}, prompt in {path}", "bold")
+    log.flush()
+    if picture := report.curves(opened.run.folder):
+        log.say(f"curves in {picture}", "dim")
 
 
 class _stop_signal:

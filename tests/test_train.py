@@ -40,6 +40,7 @@ def test_a_run_leaves_prompts_metrics_configuration_and_small_checkpoints(home, 
     assert steps == sorted(steps) and steps[-1] == 6
     config = (tmp_path / "run" / "config.gin").read_text()
     assert "PROMPT_LENGTH = 5" in config
+    assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
     saved = sum(f.stat().st_size for f in (tmp_path / "run" / "checkpoints" / "6").rglob("*") if f.is_file())
     assert saved < 100_000
 

@@ -1,0 +1,105 @@
+"""Where prompts start, and in which order their examples come."""
+
+import jax
+import numpy as np
+import pytest
+from conftest import TINY, random_params
+
+from prompt_tuning import inits, prompt_file, slots
+from prompt_tuning.errors import UserError
+from prompt_tuning.order import Order
+from prompt_tuning.vocabulary import Vocabulary
+
+RNG = jax.random.key(3)
+
+
+def start(length: int = 6, **more) -> inits.Start:
+    table = np.asarray(random_params()["token_embedder"]["embedding"])
+    return inits.Start(length, TINY.emb_dim, lambda ids: table[ids], **more)
+
+
+@pytest.fixture(scope="module")
+def vocabulary(home) -> Vocabulary:
+    return Vocabulary(home / "base" / "spiece.model", extra_ids=0)
+
+
+def test_random_uniform_draws_the_papers_range_and_the_references():
+    ours = np.asarray(inits.random_uniform(start(500), rng=RNG))
+    theirs = np.asarray(inits.random_uniform_reference(start(500), rng=RNG))
+    assert -0.5 <= ours.min() < -0.49 and 0.49 < ours.max() <= 0.5
+    assert 0 <= theirs.min() < 0.01 and 0.49 < theirs.max() < 0.5
+
+
+def test_sampled_vocabulary_takes_rows_of_the_table_none_twice():
+    prompt = inits.sampled_vocabulary(start(90), population=95, rng=RNG)
+    table = start().embed(np.arange(95))
+    rows = [int(np.flatnonzero((table == vector).all(axis=1))[0]) for vector in prompt]
+    assert len(set(rows)) == 90
+
+
+def test_class_labels_are_means_of_their_pieces_and_the_rest_is_sampled(vocabulary):
+    begin = start(vocabulary=vocabulary, labels=("positive", "negative"))
+    prompt = inits.class_labels(begin, rng=RNG)
+    for vector, label in zip(prompt, begin.labels, strict=False):
+        np.testing.assert_allclose(vector, begin.embed(np.array(vocabulary.encode(label))).mean(axis=0), rtol=1e-6)
+    np.testing.assert_array_equal(prompt[2:], inits.sampled_vocabulary(begin, rng=RNG)[2:])
+
+
+def test_more_labels_than_vectors_keep_the_first(vocabulary):
+    assert inits.class_labels(start(1, vocabulary=vocabulary, labels=("positive", "negative")), rng=RNG).shape == (
+        1,
+        16,
+    )
+
+
+def test_text_repeats_its_pieces_to_the_prompts_length(vocabulary):
+    begin = start(9, vocabulary=vocabulary)
+    pieces = begin.embed(np.array(vocabulary.encode("fine film")))
+    prompt = inits.text(begin, text="fine film", rng=RNG)
+    np.testing.assert_array_equal(prompt, np.stack([pieces[i % len(pieces)] for i in range(9)]))
+
+
+@pytest.mark.parametrize("kind", ["npy", "safetensors"])
+def test_a_prompt_from_a_file_comes_back_to_the_bit(tmp_path, kind):
+    vectors = np.random.default_rng(0).normal(size=(6, 16)).astype(np.float32)
+    card = prompt_file.Card(name="x", labels=("a", "b"), step=7, score=88.5)
+    if kind == "npy":
+        prompt_file.save_npy(tmp_path / "p.npy", vectors)
+    else:
+        prompt_file.save_safetensors(tmp_path / "p.safetensors", prompt_file.Prompt(vectors, card))
+        assert prompt_file.load(tmp_path / "p.safetensors").card == card
+    np.testing.assert_array_equal(inits.from_file(start(), path=str(tmp_path / f"p.{kind}"), rng=RNG), vectors)
+
+
+def test_class_labels_without_labels_says_what_to_type(vocabulary):
+    with pytest.raises(UserError, match="CLASS_LABELS"):
+        inits.class_labels(start(vocabulary=vocabulary), rng=RNG)
+
+
+def test_a_slots_start_does_not_depend_on_its_neighbours(vocabulary):
+    one = slots.Slot("t", 5, inits.sampled_vocabulary, 4, name="a")
+    other = slots.Slot("t", 6, inits.random_uniform, 6, name="b")
+    alone = slots.start_bank([one], [start(4, vocabulary=vocabulary)])
+    together = slots.start_bank([other, one], [start(6), start(4, vocabulary=vocabulary)])
+    np.testing.assert_array_equal(together[1, :4], alone[0])
+    assert not together[1, 4:].any()
+
+
+def test_an_order_visits_every_example_once_an_epoch_and_can_start_anywhere():
+    order = Order([7], [1.0], seed=1)
+    whole = order(0, 21)
+    for epoch in range(3):
+        assert sorted(i for _, i in whole[7 * epoch : 7 * epoch + 7]) == list(range(7))
+    assert whole[:7] != whole[7:14]
+    assert Order([7], [1.0], seed=1)(5, 9) == whole[5:14]
+    assert Order([7], [1.0], seed=2)(0, 21) != whole
+
+
+def test_a_mixture_draws_its_tasks_at_their_rates_and_resumes():
+    order = Order([50, 10, 5], [0.6, 0.4, 0.0], seed=0)
+    drawn = order(0, 5000)
+    share = np.bincount([task for task, _ in drawn], minlength=3) / 5000
+    np.testing.assert_allclose(share, [0.6, 0.4, 0.0], atol=0.03)
+    first = [i for task, i in drawn if task == 1][:10]
+    assert sorted(first) == list(range(10)), "a task's own epochs are whole"
+    assert Order([50, 10, 5], [0.6, 0.4, 0.0], seed=0)(3100, 50) == drawn[3100:3150]

@@ -112,12 +112,13 @@ def show(options: argparse.Namespace) -> None:
     task = mixture.tasks[0]
     answers = f"answers: {', '.join(task.labels)}" if task.labels else "answers: free text"
     console.print(Text.assemble((task.name, "bold"), f"   {answers}"))
-    table = _table("split", "examples", "commonest answer", *(f"{k} p50 p90 p99 max" for k in LENGTHS), "cut")
+    table = _table("split", "examples", "commonest", *LENGTHS, "cut")
     texts = {split: _row(table, task, split, vocabulary, lengths) for split in task.splits}
     console.print(table)
     limits = " and ".join(f"{lengths[k]} {k}" for k in lengths)
     console.print(
-        f"Lengths in tokens of the first {MEASURED:,} of a split, EOS included; cut: inputs longer than {limits}."
+        f"Lengths in tokens, EOS included: 50, 90, 99 and 100 % of the first {MEASURED:,} of a split are no longer."
+        f" Cut at {limits}."
     )
     _examples(console, options, texts, vocabulary)
 
@@ -144,7 +145,7 @@ def _row(
     for kind in LENGTHS:
         ids = vocabulary.encode_all([t[f"{kind}_pretokenized"] for t in itertools.islice(texts, MEASURED)])
         counts = np.array([len(i) + 1 for i in ids])
-        cells.append(" ".join(f"{np.percentile(counts, p, method='higher'):4.0f}" for p in PERCENTILES))
+        cells.append(" / ".join(f"{np.percentile(counts, p, method='higher'):.0f}" for p in PERCENTILES))
         if kind == "inputs":
             cut = f"{100 * np.mean(counts > lengths[kind]):.1f} %"
     table.add_row(*cells, cut)
@@ -178,6 +179,8 @@ def _blunt(text: str, most: int = 2 * BLUNT) -> str:
 def _table(*columns: str) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in columns:
-        figure = column in ("examples", "rate", "cut") or " p" in column
-        table.add_column(column, justify="right" if figure else "left", overflow="fold", no_wrap=figure)
+        figure = column in ("examples", "rate", "cut", *LENGTHS)
+        table.add_column(
+            column, justify="right" if figure else "left", overflow="fold", no_wrap=figure or column == "split"
+        )
     return table

@@ -104,3 +104,11 @@ def _refuse_unused_macros() -> None:
 def is_configured(name: str) -> bool:
     """Whether any file or flag binds a parameter of the configurable `name`."""
     return any(selector.split(".")[-1] == name and values for (_, selector), values in gin.config._CONFIG.items())
+
+
+def bound(function: Any) -> dict[str, Any]:
+    """The parameters that gin gives to a configurable function, references resolved; none if it knows it not."""
+    try:
+        return dict(gin.get_bindings(getattr(function, "__name__", str(function))))
+    except ValueError:
+        return {}

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import device, infer, layout, optim, prompt_file, report, slots, split
+from prompt_tuning import configure, device, infer, layout, optim, prompt_file, report, slots, split
 from prompt_tuning.batches import TrainingData, prefetched
 from prompt_tuning.checkpoint import Best, Checkpointer, Identity
 from prompt_tuning.examples import Examples
@@ -139,10 +139,13 @@ def _settings(opened: Opened) -> dict[str, Any]:
     """Everything that decides what the prompts become, as plain values."""
     run = opened.run
     word = lambda value: getattr(value, "__name__", None) or value
+    bound = lambda function: {name: word(v) for name, v in configure.bound(function).items()}
     described = [{f.name: word(getattr(s, f.name)) for f in dataclasses.fields(s)} for s in opened.slots]
-    names = ("batch_size", "optimizer", "schedule", "z_loss", "dropout_rate", "packing", "log_period")
-    settings = {name: word(getattr(run, name)) for name in names}
-    return settings | {"slots": described, "lengths": dict(run.data.lengths), "eval_period": run.eval_period}
+    names = ("batch_size", "microbatches", "packing", "z_loss", "dropout_rate", "eval_period", "log_period")
+    functions = {"optimizer": run.optimizer, "schedule": run.schedule}
+    functions |= {f"init of {slot.name}": slot.init for slot in opened.slots}
+    settings = {name: getattr(run, name) for name in names} | {"slots": described, "lengths": dict(run.data.lengths)}
+    return settings | {name: {word(function): bound(function)} for name, function in functions.items()}
 
 
 def _ledger(opened: Opened, data: TrainingData, shape: layout.Shape, first: int) -> dict[str, str]:

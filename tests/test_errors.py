@@ -103,6 +103,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(home, trained, capsys)
     before = snapshot(trained)
     said = complaint(capsys, ["train", *flags(home, trained, BATCH_SIZE=5)])
     assert "batch_size was 4 and is 5" in said
+    assert "'step_origin': 9" in complaint(capsys, ["train", *flags(home, trained, STEP_ORIGIN=9)])
     assert snapshot(trained) == before
 
 

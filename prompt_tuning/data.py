@@ -6,15 +6,14 @@ A task keeps its own preprocessors, postprocessor and metrics. Only the vocabula
 import contextlib
 import dataclasses
 import importlib
-import os
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from prompt_tuning import fields
+from prompt_tuning import fields, quiet
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.examples import Examples, Mixture, Ragged
 from prompt_tuning.vocabulary import Vocabulary, flatten, warn_of_cut
@@ -22,23 +21,7 @@ from prompt_tuning.vocabulary import Vocabulary, flatten, warn_of_cut
 LENGTHS = {"inputs": 512, "targets": 62}  # T5's lengths for SuperGLUE
 READ_BATCH = 1024  # examples handed from TensorFlow to numpy at a time
 
-
-@contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Send file descriptor 2 to nowhere: TensorFlow's C++ greets there before its log level can be set."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
-with _silence():
+with quiet.imports():
     import seqio
     import tensorflow as tf
     import tensorflow_datasets as tfds

@@ -12,10 +12,11 @@ from prompt_tuning.errors import UserError
 USAGE = """\
 prompt-tuning COMMAND [FLAGS]
 
-  train   tune prompts for a frozen T5, from gin files
-  eval    score a run's best prompts, or a prompt file, on a split
-  infer   answer texts with a trained prompt
-  data    list | show NAME | prepare: the tasks and their data
+  quickstart  see it work: a prompt for the small base that comes along, in two minutes
+  train       tune prompts for a frozen T5 (or the whole model), from gin files
+  eval        score a run's best prompts, or a prompt file, on a split
+  infer       answer texts with a trained prompt
+  data        list | show NAME | prepare: the tasks and their data
 
   prompt-tuning COMMAND --help says more. Version {version}.
 
@@ -30,7 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "eval": _eval, "infer": _infer, "data": _data}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "train": _train,
+        "eval": _eval,
+        "infer": _infer,
+        "data": _data,
+        "quickstart": _quickstart,
+    }
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE.format(version=__version__))
         return 0
@@ -152,6 +159,12 @@ def _data(argv: list[str]) -> int:
     from prompt_tuning import catalogue
 
     return catalogue.main(argv)
+
+
+def _quickstart(argv: list[str]) -> int:
+    from prompt_tuning import quickstart
+
+    return quickstart.main(argv)
 
 
 def _asks_for_help(parser: argparse.ArgumentParser, argv: list[str]) -> bool:

@@ -7,6 +7,7 @@ import gin
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import unfreeze
 from flax.linen import partitioning
 from jaxtyping import Array, Bool, Float, Int
 
@@ -318,7 +319,7 @@ def parameter_shapes(config: T5Config) -> dict[str, Any]:
 
 def parameter_axes(config: T5Config) -> dict[str, Any]:
     """The logical axis names of every parameter, as T5X writes them."""
-    return partitioning.get_axis_names(_abstract(config)["params_axes"])
+    return unfreeze(partitioning.get_axis_names(_abstract(config)["params_axes"]))
 
 
 def _abstract(config: T5Config) -> dict[str, Any]:

@@ -66,13 +66,14 @@ def put_everywhere(tree: Any, mesh: Mesh) -> Any:
 def put_beside(opt_state: Any, params: Any, mesh: Mesh) -> Any:
     """An optimizer's state on the devices: what is shaped as its parameter beside it, the rest everywhere."""
     keys = lambda path: "/".join(str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey))
-    places = {keys(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    places: dict[str, Any] = {keys(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def place(path: Any, leaf: Any) -> Any:
         found = places.get(keys(path))
-        alike = found is not None and found.shape == leaf.shape
-        return jax.device_put(leaf, found.sharding if alike else everywhere)
+        if found is None or found.shape != leaf.shape:
+            return jax.device_put(leaf, everywhere)
+        return jax.device_put(leaf, found.sharding)
 
     return jax.tree_util.tree_map_with_path(place, opt_state)
 

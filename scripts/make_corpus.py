@@ -2,10 +2,11 @@
 
     python scripts/make_corpus.py books.txt.xz OUT
 
-`books.txt[.xz|.gz]` has one paragraph a line, a book's paragraphs in order. OUT/corpus/train.txt and
-OUT/corpus/validation.txt are what the tasks text_span_corruption and text_prefix_lm read with DATA_DIR=OUT. Validation is
-the stretches that the demonstration tasks take their validation sentences from (make_demo_tasks.py), so that the base
-has never read those. Training text is shuffled in blocks of neighbouring paragraphs: every part of it is of many books.
+`books.txt[.xz]` has one paragraph a line, a book's paragraphs in order. OUT/corpus/train.txt and
+OUT/corpus/validation.txt are what the tasks text_span_corruption and text_prefix_lm read with DATA_DIR=OUT. Validation
+is the stretches that the demonstration tasks take their validation sentences from (make_demo_tasks.py), so that the
+base has never read those. Training text is shuffled in blocks of neighbouring paragraphs: every part of it is of many
+books.
 """
 
 import argparse

@@ -24,6 +24,7 @@ class Question:
 
     inputs: np.ndarray  # int32[T], as the task's tokeniser leaves it
     slot: int
+    labels: tuple[str, ...] = ()  # to rank; empty: those of the slot's task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,28 +48,63 @@ class Answerer:
     batch_size: int = 64
     target_length: int = 62
     packing: bool = True
+    shape: layout.Shape | None = None  # of every batch, for what must not compile again; None: what costs least
     progress: Callable[[Iterable, int], Iterable] = lambda batches, total: batches
+
+    def labels_of(self, question: Question) -> tuple[str, ...]:
+        """The answers to choose from; empty if there are none."""
+        return question.labels or self.labels[question.slot]
 
     def items(self, questions: Sequence[Question], ranking: bool) -> list[layout.Item]:
         """Questions as the layout wants them, with their labels as targets when `ranking`."""
-        ids = [[np.array([*self.vocabulary.encode(t), self.vocabulary.eos_id], np.int32) for t in labels]
-               for labels in self.labels]  # fmt: skip
+        spelled = {labels: self._spelled(labels) for labels in {self.labels_of(q) for q in questions} if ranking}
         made = []
         for number, question in enumerate(questions):
             slot = self.slots[question.slot]
-            targets = ids[question.slot] if ranking else []
+            targets = spelled[self.labels_of(question)] if ranking else []
             made.append(layout.Item(question.inputs, targets, question.slot, number, slot.length, slot.placement))
         return made
 
-    def batches(self, items: list[layout.Item]) -> Iterable[tuple[int, layout.Batch]]:
-        """(position of the first item, packed batch), all of one shape."""
+    def _spelled(self, labels: tuple[str, ...]) -> list[np.ndarray]:
+        return [np.array([*self.vocabulary.encode(t), self.vocabulary.eos_id], np.int32) for t in labels]
+
+    def batches(self, items: list[layout.Item]) -> Iterable[tuple[list[layout.Item], layout.Batch]]:
+        """The items in groups and each group's packed batch; all of one shape, or of the few that `shape` names."""
         groups = [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
-        longest = max(item.length for item in items), max(max(item.target_length for item in items), 1)
-        shape = layout.plan(groups, longest, self.packing, self.mesh.shape["data"])
-        shape = dataclasses.replace(shape, rows=shape.rows[-1:])
-        for g, group in enumerate(self.progress(groups, len(groups))):
-            batch = layout.pack(group, shape, self.model.length, min(self.batch_size, len(items)))
-            yield g * self.batch_size, device.put_batch(batch, self.mesh)
+        if self.shape:
+            groups = [part for group in groups for part in _that_fit(group, self.shape)]
+            pack = lambda group: self._packed(group, self.shape)
+        else:
+            longest = max(item.length for item in items), max(max(item.target_length for item in items), 1)
+            planned = layout.plan(groups, longest, self.packing, self.mesh.shape["data"])
+            planned = dataclasses.replace(planned, rows=planned.rows[-1:])
+            pack = lambda group: layout.pack(group, planned, self.model.length, min(self.batch_size, len(items)))
+        for group in self.progress(groups, len(groups)):
+            yield group, device.put_batch(pack(group), self.mesh)
+
+    def source_length(self, items: list[layout.Item]) -> int:
+        """A bound on the length of these items (prompt and input) that few batches differ in."""
+        return self.shape.row_length if self.shape else -(-max(item.length for item in items) // 16) * 16
+
+    def empty_batches(self) -> Iterable[layout.Batch]:
+        """A batch without examples of every size that `shape` names: what there is to compile."""
+        assert self.shape is not None
+        for rows in self.shape.rows:
+            batch = self._packed([], dataclasses.replace(self.shape, rows=(rows,)))
+            yield device.put_batch(batch, self.mesh)
+
+    def _packed(self, group: list[layout.Item], shape: layout.Shape) -> layout.Batch:
+        batch = layout.pack(group, shape, self.model.length, self.batch_size)
+        most = self.batch_size * shape.target_length  # labels of one token each: any number of them is this shape
+        return batch._replace(target_examples=np.zeros(most, np.int32))
+
+
+def _that_fit(group: list[layout.Item], shape: layout.Shape) -> list[list[layout.Item]]:
+    """The group in parts that the largest of `shape.rows` holds."""
+    if len(group) == 1 or len(layout.assign_rows(group, shape)) <= shape.rows[-1]:
+        return [group]
+    half = len(group) // 2
+    return [*_that_fit(group[:half], shape), *_that_fit(group[half:], shape)]
 
 
 Predict = Callable[[Answerer, split.Params, Sequence[Question]], list[Answer]]
@@ -77,19 +113,21 @@ Predict = Callable[[Answerer, split.Params, Sequence[Question]], list[Answer]]
 @gin.configurable
 def rank(answerer: Answerer, params: split.Params, questions: Sequence[Question]) -> list[Answer]:
     """The most likely label of each question's task; every label is scored against one encoding of the input."""
-    if unlabelled := {question.slot for question in questions if not answerer.labels[question.slot]}:
+    if unlabelled := {question.slot for question in questions if not answerer.labels_of(question)}:
         names = ", ".join(answerer.slots[k].name for k in sorted(unlabelled))
         raise UserError(f"{names}: there are no labels to rank. Type --gin.PREDICT=@write, or set CLASS_LABELS.")
-    items = answerer.items(questions, ranking=True)
-    answers = []
-    for start, batch in answerer.batches(items):
+    scores = _label_scores(answerer, params, questions)
+    return [_choose(answerer.labels_of(q), s) for q, s in zip(questions, scores, strict=True)]
+
+
+def _label_scores(answerer: Answerer, params: split.Params, questions: Sequence[Question]) -> list[np.ndarray]:
+    """Log-likelihood of every label of each question, float64[C]."""
+    found = []
+    for group, batch in answerer.batches(answerer.items(questions, ranking=True)):
         scores = np.asarray(_score(params, batch, model=answerer.model), np.float64)
-        group = items[start : start + answerer.batch_size]
         stride = max(len(item.targets) for item in group)
-        for i, item in enumerate(group):
-            labels = answerer.labels[item.slot]
-            answers.append(_choose(labels, scores[i * stride : i * stride + len(labels)]))
-    return answers
+        found += [scores[i * stride : i * stride + len(item.targets)] for i, item in enumerate(group)]
+    return found
 
 
 def _choose(labels: tuple[str, ...], scores: np.ndarray) -> Answer:
@@ -101,16 +139,17 @@ def _choose(labels: tuple[str, ...], scores: np.ndarray) -> Answer:
 
 @gin.configurable
 def write(
-    answerer: Answerer, params: split.Params, questions: Sequence[Question], decoder: Callable[..., Any] = decode.greedy
-) -> list[Answer]:
-    """The text that `decoder` (greedy, beam_search or sample) makes of each question."""
+    answerer: Answerer, params: split.Params, questions: Sequence[Question],
+    decoder: Callable[..., Any] = decode.greedy, seed: int = 0,
+) -> list[Answer]:  # fmt: skip
+    """The text that `decoder` (greedy, beam_search or sample) makes of each question; `seed` is what it draws from."""
     items = answerer.items(questions, ranking=False)
+    length, rng = answerer.source_length(items), jax.random.key(seed)
     answers = []
-    for start, batch in answerer.batches(items):
-        length = batch.encoder_tokens.shape[1]
-        decoded = _decode(params, batch, decoder, answerer.model, answerer.target_length, length)
-        tokens, scores = np.asarray(decoded.tokens[:, 0]), np.asarray(decoded.scores[:, 0])
-        for i in range(len(items[start : start + answerer.batch_size])):
+    for group, batch in answerer.batches(items):
+        decoded = _decode(params, batch, rng, decoder, answerer.model, answerer.target_length, length)
+        tokens, scores = np.asarray(decoded.tokens)[:, 0], np.asarray(decoded.scores)[:, 0]
+        for i in range(len(group)):
             answers.append(Answer(answerer.vocabulary.decode(tokens[i].tolist()), {}, float(scores[i])))
     return answers
 
@@ -122,13 +161,24 @@ _score = jax.jit(score_targets, static_argnames="model")
 def _decode(
     params: split.Params,
     batch: layout.Batch,
+    rng: jax.Array,
     decoder: Callable[..., Any],
     model: Model,
     max_length: int,
     source_length: int,
 ) -> decode.Decoded:
-    rng = jax.random.key(0)
     return decoder(params, batch, model=model, max_length=max_length, source_length=source_length, rng=rng)
+
+
+def compile_ahead(answerer: Answerer, params: split.Params, writing: bool = True) -> None:
+    """Compiles ranking, and greedy decoding if `writing`, for every size of `answerer.shape`."""
+    assert answerer.shape is not None
+    for batch in answerer.empty_batches():
+        jax.block_until_ready(_score(params, batch, model=answerer.model))
+        if writing:
+            length, rng = answerer.shape.row_length, jax.random.key(0)
+            arguments = (decode.greedy, answerer.model, answerer.target_length, length)
+            jax.block_until_ready(_decode(params, batch, rng, *arguments))
 
 
 def evaluate(

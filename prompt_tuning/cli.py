@@ -116,14 +116,19 @@ def _train(argv: list[str]) -> int:
 
 
 def _eval(argv: list[str]) -> int:
-    parser = _gin_parser("eval", "Scores the best prompts of the run in MODEL_DIR, or PROMPT_FILE, on EVAL_SPLIT.")
+    parser = _gin_parser(
+        "eval",
+        "Scores the best prompts of the run in MODEL_DIR, or prompts from files, on EVAL_SPLIT;\n"
+        "several prompts of one task are scored as an ensemble too.",
+    )
+    parser.add_argument("--prompts", nargs="+", default=[], metavar="FILE", help="score these prompts instead of a run's; a folder stands for all in it")  # fmt: skip # noqa: E501
     if _asks_for_help(parser, argv):
         return 0
-    _parse_gin(parser, argv)
+    options = _parse_gin(parser, argv)
     from prompt_tuning.evaluate import evaluate_run
     from prompt_tuning.run import Run
 
-    evaluate_run(Run())
+    evaluate_run(Run(), options.prompts)
     return 0
 
 
@@ -141,6 +146,7 @@ def _infer(argv: list[str]) -> int:
     parser.add_argument("--output", metavar="FILE", help="where the answers go; default: standard output")
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="rank these; default: those of the prompt's card")
     parser.add_argument("--decode", action="store_true", help="write the answer freely instead of ranking labels")
+    parser.add_argument("--content_free", nargs="+", default=[], metavar="TEXT", help="calibrate the ranking by inputs that say nothing ('sentence: N/A')")  # fmt: skip # noqa: E501
     parser.add_argument("--batch_size", type=int, default=64, metavar="N")
     options = parser.parse_args(argv)
     from prompt_tuning import predict

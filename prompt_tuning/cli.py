@@ -1,4 +1,4 @@
-"""prompt-tuning train | eval | infer | data: dispatches, and turns mistakes into a paragraph and exit code 2."""
+"""prompt-tuning train | eval | infer | ...: dispatches, and turns mistakes into a paragraph and exit code 2."""
 
 import argparse
 import errno
@@ -15,6 +15,8 @@ prompt-tuning COMMAND [FLAGS]
   train   tune prompts for a frozen T5, from gin files
   eval    score a run's best prompts, or a prompt file, on a split
   infer   answer texts with a trained prompt
+  export  write a prompt as npy, safetensors, PEFT folder, T5X tree or StableHLO
+  import  read a prompt from one of these, with a card that says what it is
   data    list | show NAME | prepare: the tasks and their data
 
   prompt-tuning COMMAND --help says more. Version {version}.
@@ -30,7 +32,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "eval": _eval, "infer": _infer, "data": _data}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "train": _train,
+        "eval": _eval,
+        "infer": _infer,
+        "data": _data,
+        "export": _export,
+        "import": _import,
+    }
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE.format(version=__version__))
         return 0
@@ -152,6 +161,18 @@ def _infer(argv: list[str]) -> int:
     from prompt_tuning import predict
 
     return predict.main(options)
+
+
+def _export(argv: list[str]) -> int:
+    from prompt_tuning import travel
+
+    return travel.export_main(travel.export_parser().parse_args(argv))
+
+
+def _import(argv: list[str]) -> int:
+    from prompt_tuning import travel
+
+    return travel.import_main(travel.import_parser().parse_args(argv))
 
 
 def _data(argv: list[str]) -> int:

@@ -17,6 +17,7 @@ prompt-tuning COMMAND [FLAGS]
   infer   answer texts with a trained prompt
   export  write a prompt as npy, safetensors, PEFT folder, T5X tree or StableHLO
   import  read a prompt from one of these, with a card that says what it is
+  interpret  show which words a prompt lies near, and its norms
   data    list | show NAME | prepare: the tasks and their data
 
   prompt-tuning COMMAND --help says more. Version {version}.
@@ -39,6 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "data": _data,
         "export": _export,
         "import": _import,
+        "interpret": _interpret,
     }
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE.format(version=__version__))
@@ -173,6 +175,12 @@ def _import(argv: list[str]) -> int:
     from prompt_tuning import travel
 
     return travel.import_main(travel.import_parser().parse_args(argv))
+
+
+def _interpret(argv: list[str]) -> int:
+    from prompt_tuning import reading
+
+    return reading.main(reading.parser().parse_args(argv))
 
 
 def _data(argv: list[str]) -> int:

@@ -64,7 +64,7 @@ def load_base(
     for name in sorted(flat):
         total.update(f"{name} {flat[name].shape} {digests[name]}\n".encode())
     params = traverse_util.unflatten_dict(flat, sep="/")
-    return Base(source.path, config, params, total.hexdigest(), source.step, _vocabulary(source.path))
+    return Base(source.path, config, params, total.hexdigest(), source.step, vocabulary_beside(source.path))
 
 
 def random_base(config: T5Config, seed: int, shardings: Shardings | None = None) -> Base:
@@ -187,7 +187,8 @@ def _host(source: Source, name: str, tensor: Tensor) -> np.ndarray:
     return array
 
 
-def _vocabulary(path: str) -> str | None:
+def vocabulary_beside(path: str) -> str | None:
+    """The SentencePiece model beside the weights in `path`, or in the folder above."""
     if path.startswith("gs://"):
         return None
     beside = [folder / name for folder in (Path(path), Path(path).parent) for name in VOCABULARIES]

@@ -1,4 +1,4 @@
-"""prompt-tuning train | eval | infer | data: dispatches, and turns mistakes into a paragraph and exit code 2."""
+"""prompt-tuning train | eval | infer | ...: dispatches, and turns mistakes into a paragraph and exit code 2."""
 
 import argparse
 import errno
@@ -9,17 +9,7 @@ from collections.abc import Callable, Sequence
 from prompt_tuning import __version__
 from prompt_tuning.errors import UserError
 
-USAGE = """\
-prompt-tuning COMMAND [FLAGS]
-
-  quickstart  see it work: a prompt for the small base that comes along, in two minutes
-  train       tune prompts for a frozen T5 (or the whole model), from gin files
-  eval        score a run's best prompts, or a prompt file, on a split
-  infer       answer texts with a trained prompt
-  data        list | show NAME | prepare: the tasks and their data
-
-  prompt-tuning COMMAND --help says more. Version {version}.
-
+EXAMPLE = """\
 Example:
   prompt-tuning train --gin_file=runs/sst2_small.gin --gin.MODEL_DIR=runs/sst2 \\
       --gin.INITIAL_CHECKPOINT_PATH=google/t5-small-lm-adapt
@@ -31,25 +21,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    commands: dict[str, Callable[[list[str]], int]] = {
-        "train": _train,
-        "eval": _eval,
-        "infer": _infer,
-        "data": _data,
-        "quickstart": _quickstart,
-    }
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(USAGE.format(version=__version__))
+        print(_usage())
         return 0
     if argv[0] == "--version":
         print(__version__)
         return 0
     try:
-        if argv[0] not in commands:
+        if argv[0] not in COMMANDS:
             from prompt_tuning.errors import nearest
 
-            raise UserError(f"There is no command {argv[0]!r}.{nearest(argv[0], commands)} Type prompt-tuning --help.")
-        return commands[argv[0]](argv[1:])
+            raise UserError(f"There is no command {argv[0]!r}.{nearest(argv[0], COMMANDS)} Type prompt-tuning --help.")
+        _, run = COMMANDS[argv[0]]
+        return run(argv[1:])
     except UserError as error:
         return _complain(str(error))
     except OSError as error:
@@ -123,14 +107,19 @@ def _train(argv: list[str]) -> int:
 
 
 def _eval(argv: list[str]) -> int:
-    parser = _gin_parser("eval", "Scores the best prompts of the run in MODEL_DIR, or PROMPT_FILE, on EVAL_SPLIT.")
+    parser = _gin_parser(
+        "eval",
+        "Scores the best prompts of the run in MODEL_DIR, or prompts from files, on EVAL_SPLIT;\n"
+        "several prompts of one task are scored as an ensemble too.",
+    )
+    parser.add_argument("--prompts", nargs="+", default=[], metavar="FILE", help="score these prompts instead of a run's; a folder stands for all in it")  # fmt: skip # noqa: E501
     if _asks_for_help(parser, argv):
         return 0
-    _parse_gin(parser, argv)
+    options = _parse_gin(parser, argv)
     from prompt_tuning.evaluate import evaluate_run
     from prompt_tuning.run import Run
 
-    evaluate_run(Run())
+    evaluate_run(Run(), options.prompts)
     return 0
 
 
@@ -148,11 +137,30 @@ def _infer(argv: list[str]) -> int:
     parser.add_argument("--output", metavar="FILE", help="where the answers go; default: standard output")
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="rank these; default: those of the prompt's card")
     parser.add_argument("--decode", action="store_true", help="write the answer freely instead of ranking labels")
+    parser.add_argument("--content_free", nargs="+", default=[], metavar="TEXT", help="calibrate the ranking by inputs that say nothing ('sentence: N/A')")  # fmt: skip # noqa: E501
     parser.add_argument("--batch_size", type=int, default=64, metavar="N")
     options = parser.parse_args(argv)
     from prompt_tuning import predict
 
     return predict.main(options)
+
+
+def _export(argv: list[str]) -> int:
+    from prompt_tuning import travel
+
+    return travel.export_main(travel.export_parser().parse_args(argv))
+
+
+def _import(argv: list[str]) -> int:
+    from prompt_tuning import travel
+
+    return travel.import_main(travel.import_parser().parse_args(argv))
+
+
+def _interpret(argv: list[str]) -> int:
+    from prompt_tuning import reading
+
+    return reading.main(reading.parser().parse_args(argv))
 
 
 def _data(argv: list[str]) -> int:
@@ -172,6 +180,25 @@ def _asks_for_help(parser: argparse.ArgumentParser, argv: list[str]) -> bool:
         parser.print_help()
         return True
     return False
+
+
+COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+    "quickstart": ("see it work: a prompt for the small base that comes along, in two minutes", _quickstart),
+    "train": ("tune prompts for a frozen T5, or a whole model, from gin files", _train),
+    "eval": ("score a run's best prompts, or prompt files, on a split", _eval),
+    "infer": ("answer texts with a trained prompt", _infer),
+    "export": ("write a prompt as npy, safetensors, PEFT folder, T5X tree or StableHLO", _export),
+    "import": ("read a prompt from one of these, with a card that says what it is", _import),
+    "interpret": ("show which words a prompt lies near, and its norms", _interpret),
+    "data": ("list | show NAME | prepare: the tasks and their data", _data),
+}
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:{width}}  {summary}" for name, (summary, _) in COMMANDS.items())
+    more = f"prompt-tuning COMMAND --help says more. Version {__version__}."
+    return f"prompt-tuning COMMAND [FLAGS]\n\n{listed}\n\n{more}\n\n{EXAMPLE}"
 
 
 if __name__ == "__main__":

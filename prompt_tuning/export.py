@@ -31,7 +31,9 @@ def export(source: str | Path, format: str, out: str | Path) -> Path:
 
 
 def load(path: str | Path) -> Prompt:
-    """Reads a prompt file, a PEFT folder, or the prompt of a T5X checkpoint (`checkpoint_N` or the folder of such)."""
+    """Reads a prompt file, a PEFT folder, the prompt of a T5X checkpoint (`checkpoint_N` or the folder of such), or the
+    only prompt of a run's folder.
+    """
     path = Path(path).expanduser()
     if not path.is_dir():
         return prompt_file.load(path)
@@ -40,8 +42,13 @@ def load(path: str | Path) -> Prompt:
         return _load_peft(path)
     if "checkpoint" in names or any(name.startswith("checkpoint_") for name in names):
         return _load_t5x(path)
+    inside = sorted((path / "prompts" if "prompts" in names else path).glob("*.safetensors"))
+    if len(inside) > 1:
+        raise UserError(f"There are {len(inside)} prompts in {path}. Give one: {' or '.join(map(str, inside[:4]))}")
+    if inside:
+        return prompt_file.load(inside[0])
     raise UserError(
-        f"There is no prompt in the folder {path}: expected PEFT's {PEFT_CONFIG}, or a T5X checkpoint."
+        f"There is no prompt in the folder {path}: expected PEFT's {PEFT_CONFIG}, a T5X checkpoint, or a run's prompts."
         " For a single file, give its path: a .npy or .safetensors file."
     )
 
@@ -145,17 +152,17 @@ def _load_t5x(folder: Path) -> Prompt:
     from prompt_tuning import t5x_checkpoint
 
     path = t5x_checkpoint.newest(str(folder.resolve()))
-    contents = t5x_checkpoint._index(path)
+    contents = t5x_checkpoint.read_index(path)
     state = contents["optimizer"] if contents.get("version", 0) else contents
     target = state.get("target", {})
-    found = {k: v for k, v in t5x_checkpoint._tensors(path, target.get("params", target)).items() if "prompt" in k}
+    found = {k: v for k, v in t5x_checkpoint.open_tensors(path, target.get("params", target)).items() if "prompt" in k}
     name = T5X_NAME if T5X_NAME in found else next(iter(found)) if len(found) == 1 else None
     if name is None:
         raise UserError(
             f"{path} holds {len(found) or 'no'} tensors named after prompts ({', '.join(sorted(found)) or 'none'});"
             f" expected one, {T5X_NAME}."
         )
-    vectors, step = np.asarray(found[name].read(), np.float32), t5x_checkpoint._step(state)
+    vectors, step = np.asarray(found[name].read(), np.float32), t5x_checkpoint.step_of(state)
     if vectors.ndim != 2 or 0 in vectors.shape or not np.isfinite(vectors).all():
         raise UserError(f"{name} in {path} is not a prompt: expected finite numbers [prompt length, embedding width].")
     return Prompt(vectors, prompt_file.Card(step=step))

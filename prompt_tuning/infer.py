@@ -24,6 +24,7 @@ class Question:
 
     inputs: np.ndarray  # int32[T], as the task's tokeniser leaves it
     slot: int
+    labels: tuple[str, ...] = ()  # to rank; empty: those of the slot's task
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,7 @@ class Answer:
     text: str
     probabilities: dict[str, float]
     score: float  # log-likelihood of the answer
+    prior: dict[str, float] = dataclasses.field(default_factory=dict)  # what calibration divided by; empty without
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,70 +49,137 @@ class Answerer:
     batch_size: int = 64
     target_length: int = 62
     packing: bool = True
+    shape: layout.Shape | None = None  # of every batch, for what must not compile again; None: what costs least
     progress: Callable[[Iterable, int], Iterable] = lambda batches, total: batches
+
+    def labels_of(self, question: Question) -> tuple[str, ...]:
+        """The answers to choose from; empty if there are none."""
+        return question.labels or self.labels[question.slot]
 
     def items(self, questions: Sequence[Question], ranking: bool) -> list[layout.Item]:
         """Questions as the layout wants them, with their labels as targets when `ranking`."""
-        ids = [[np.array([*self.vocabulary.encode(t), self.vocabulary.eos_id], np.int32) for t in labels]
-               for labels in self.labels]  # fmt: skip
+        spelled = {labels: self._spelled(labels) for labels in {self.labels_of(q) for q in questions} if ranking}
         made = []
         for number, question in enumerate(questions):
             slot = self.slots[question.slot]
-            targets = ids[question.slot] if ranking else []
+            targets = spelled[self.labels_of(question)] if ranking else []
             made.append(layout.Item(question.inputs, targets, question.slot, number, slot.length, slot.placement))
         return made
 
-    def batches(self, items: list[layout.Item]) -> Iterable[tuple[int, layout.Batch]]:
-        """(position of the first item, packed batch), all of one shape."""
+    def _spelled(self, labels: tuple[str, ...]) -> list[np.ndarray]:
+        return [np.array([*self.vocabulary.encode(t), self.vocabulary.eos_id], np.int32) for t in labels]
+
+    def batches(self, items: list[layout.Item]) -> Iterable[tuple[list[layout.Item], layout.Batch]]:
+        """The items in groups and each group's packed batch; all of one shape, or of the few that `shape` names."""
         groups = [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
-        longest = max(item.length for item in items), max(max(item.target_length for item in items), 1)
-        shape = layout.plan(groups, longest, self.packing, self.mesh.shape["data"])
-        shape = dataclasses.replace(shape, rows=shape.rows[-1:])
-        for g, group in enumerate(self.progress(groups, len(groups))):
-            batch = layout.pack(group, shape, self.model.length, min(self.batch_size, len(items)))
-            yield g * self.batch_size, device.put_batch(batch, self.mesh)
+        if self.shape:
+            groups = [part for group in groups for part in _that_fit(group, self.shape)]
+            pack = lambda group: self._packed(group, self.shape)
+        else:
+            longest = max(item.length for item in items), max(max(item.target_length for item in items), 1)
+            planned = layout.plan(groups, longest, self.packing, self.mesh.shape["data"])
+            planned = dataclasses.replace(planned, rows=planned.rows[-1:])
+            pack = lambda group: layout.pack(group, planned, self.model.length, min(self.batch_size, len(items)))
+        for group in self.progress(groups, len(groups)):
+            yield group, device.put_batch(pack(group), self.mesh)
+
+    def source_length(self, items: list[layout.Item]) -> int:
+        """A bound on the length of these items (prompt and input) that few batches differ in."""
+        return self.shape.row_length if self.shape else -(-max(item.length for item in items) // 16) * 16
+
+    def empty_batches(self) -> Iterable[layout.Batch]:
+        """A batch without examples of every size that `shape` names: what there is to compile."""
+        assert self.shape is not None
+        for rows in self.shape.rows:
+            batch = self._packed([], dataclasses.replace(self.shape, rows=(rows,)))
+            yield device.put_batch(batch, self.mesh)
+
+    def _packed(self, group: list[layout.Item], shape: layout.Shape) -> layout.Batch:
+        batch = layout.pack(group, shape, self.model.length, self.batch_size)
+        most = self.batch_size * shape.target_length  # labels of one token each: any number of them is this shape
+        return batch._replace(target_examples=np.zeros(most, np.int32))
+
+
+def _that_fit(group: list[layout.Item], shape: layout.Shape) -> list[list[layout.Item]]:
+    """The group in parts that the largest of `shape.rows` holds."""
+    if len(group) == 1 or len(layout.assign_rows(group, shape)) <= shape.rows[-1]:
+        return [group]
+    half = len(group) // 2
+    return [*_that_fit(group[:half], shape), *_that_fit(group[half:], shape)]
 
 
 Predict = Callable[[Answerer, split.Params, Sequence[Question]], list[Answer]]
 
 
 @gin.configurable
-def rank(answerer: Answerer, params: split.Params, questions: Sequence[Question]) -> list[Answer]:
-    """The most likely label of each question's task; every label is scored against one encoding of the input."""
-    if unlabelled := {question.slot for question in questions if not answerer.labels[question.slot]}:
+def rank(
+    answerer: Answerer, params: split.Params, questions: Sequence[Question], content_free: Sequence[str] = ()
+) -> list[Answer]:
+    """The most likely label of each question's task; every label is scored against one encoding of the input.
+
+    With `content_free` inputs (such as "sentence: N/A") labels are calibrated: each likelihood is divided by the mean
+    probability that these inputs give the label (Zhao et al. 2021, arXiv 2102.09690).
+    """
+    if unlabelled := {question.slot for question in questions if not answerer.labels_of(question)}:
         names = ", ".join(answerer.slots[k].name for k in sorted(unlabelled))
         raise UserError(f"{names}: there are no labels to rank. Type --gin.PREDICT=@write, or set CLASS_LABELS.")
-    items = answerer.items(questions, ranking=True)
-    answers = []
-    for start, batch in answerer.batches(items):
+    if isinstance(content_free, str):
+        raise UserError(f"rank.content_free is the text {content_free!r}; it is a list of texts: [{content_free!r}].")
+    kinds = list(dict.fromkeys((q.slot, answerer.labels_of(q)) for q in questions))
+    priors = dict(zip(kinds, _priors(answerer, params, kinds, content_free), strict=True))
+    scores = _label_scores(answerer, params, questions)
+    labelled = [(answerer.labels_of(q), priors[q.slot, answerer.labels_of(q)]) for q in questions]
+    return [_choose(labels, found, prior) for (labels, prior), found in zip(labelled, scores, strict=True)]
+
+
+def _priors(
+    answerer: Answerer, params: split.Params, kinds: Sequence[tuple[int, tuple[str, ...]]], content_free: Sequence[str]
+) -> list[np.ndarray | None]:
+    """Mean label probabilities of inputs that say nothing, for each slot and labels; None without such inputs."""
+    if not content_free:
+        return [None] * len(kinds)
+    ids = [np.array([*answerer.vocabulary.encode(t), answerer.vocabulary.eos_id], np.int32) for t in content_free]
+    questions = [Question(inputs, slot, labels) for slot, labels in kinds for inputs in ids]
+    scores, n = _label_scores(answerer, params, questions), len(ids)
+    return [np.mean([_softmax(s) for s in scores[i * n : (i + 1) * n]], axis=0) for i in range(len(kinds))]
+
+
+def _label_scores(answerer: Answerer, params: split.Params, questions: Sequence[Question]) -> list[np.ndarray]:
+    """Log-likelihood of every label of each question, float64[C]."""
+    found = []
+    for group, batch in answerer.batches(answerer.items(questions, ranking=True)):
         scores = np.asarray(_score(params, batch, model=answerer.model), np.float64)
-        group = items[start : start + answerer.batch_size]
         stride = max(len(item.targets) for item in group)
-        for i, item in enumerate(group):
-            labels = answerer.labels[item.slot]
-            answers.append(_choose(labels, scores[i * stride : i * stride + len(labels)]))
-    return answers
+        found += [scores[i * stride : i * stride + len(item.targets)] for i, item in enumerate(group)]
+    return found
 
 
-def _choose(labels: tuple[str, ...], scores: np.ndarray) -> Answer:
+def _choose(labels: tuple[str, ...], scores: np.ndarray, prior: np.ndarray | None) -> Answer:
+    weighed = scores if prior is None else scores - np.log(np.maximum(prior, 1e-30))
+    by_label = lambda values: dict(zip(labels, values.tolist(), strict=True))
+    best = int(weighed.argmax())
+    divided = {} if prior is None else by_label(prior)
+    return Answer(labels[best], by_label(_softmax(weighed)), float(scores[best]), divided)
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
     likelihoods = np.exp(scores - scores.max())
-    probabilities = dict(zip(labels, (likelihoods / likelihoods.sum()).tolist(), strict=True))
-    best = int(scores.argmax())
-    return Answer(labels[best], probabilities, float(scores[best]))
+    return likelihoods / likelihoods.sum()
 
 
 @gin.configurable
 def write(
-    answerer: Answerer, params: split.Params, questions: Sequence[Question], decoder: Callable[..., Any] = decode.greedy
-) -> list[Answer]:
-    """The text that `decoder` (greedy, beam_search or sample) makes of each question."""
+    answerer: Answerer, params: split.Params, questions: Sequence[Question],
+    decoder: Callable[..., Any] = decode.greedy, seed: int = 0,
+) -> list[Answer]:  # fmt: skip
+    """The text that `decoder` (greedy, beam_search or sample) makes of each question; `seed` is what it draws from."""
     items = answerer.items(questions, ranking=False)
+    length, rng = answerer.source_length(items), jax.random.key(seed)
     answers = []
-    for start, batch in answerer.batches(items):
-        length = batch.encoder_tokens.shape[1]
-        decoded = _decode(params, batch, decoder, answerer.model, answerer.target_length, length)
-        tokens, scores = np.asarray(decoded.tokens[:, 0]), np.asarray(decoded.scores[:, 0])
-        for i in range(len(items[start : start + answerer.batch_size])):
+    for group, batch in answerer.batches(items):
+        decoded = _decode(params, batch, rng, decoder, answerer.model, answerer.target_length, length)
+        tokens, scores = np.asarray(decoded.tokens)[:, 0], np.asarray(decoded.scores)[:, 0]
+        for i in range(len(group)):
             answers.append(Answer(answerer.vocabulary.decode(tokens[i].tolist()), {}, float(scores[i])))
     return answers
 
@@ -122,38 +191,66 @@ _score = jax.jit(score_targets, static_argnames="model")
 def _decode(
     params: split.Params,
     batch: layout.Batch,
+    rng: jax.Array,
     decoder: Callable[..., Any],
     model: Model,
     max_length: int,
     source_length: int,
 ) -> decode.Decoded:
-    rng = jax.random.key(0)
     return decoder(params, batch, model=model, max_length=max_length, source_length=source_length, rng=rng)
 
 
-def evaluate(
-    answerer: Answerer,
-    params: split.Params,
-    held_out: Sequence[Sequence[tuple[Any, Examples]]],
-    predict: Predict | None = None,
-) -> list[dict[str, float]]:
-    """Each slot's metrics on its own tasks, `held_out[k]` being (task, examples) of slot k; percent.
+def compile_ahead(answerer: Answerer, params: split.Params, writing: bool = True) -> None:
+    """Compiles ranking, and greedy decoding if `writing`, for every size of `answerer.shape`."""
+    assert answerer.shape is not None
+    for batch in answerer.empty_batches():
+        jax.block_until_ready(_score(params, batch, model=answerer.model))
+        if writing:
+            length, rng = answerer.shape.row_length, jax.random.key(0)
+            arguments = (decode.greedy, answerer.model, answerer.target_length, length)
+            jax.block_until_ready(_decode(params, batch, rng, *arguments))
 
-    With several tasks a metric is called `task/metric`. The default prediction is `rank` for tasks with labels.
+
+HeldOut = Sequence[tuple[Any, Examples]]  # one slot's tasks and their examples
+
+
+def evaluate(
+    answerer: Answerer, params: split.Params, held_out: Sequence[HeldOut], predict: Predict | None = None
+) -> list[dict[str, float]]:
+    """Each slot's metrics on its own tasks, `held_out[k]` being those of slot k; percent."""
+    answers = answer_all(answerer, params, held_out, predict)
+    return [score(pairs, found) for pairs, found in zip(held_out, answers, strict=True)]
+
+
+def answer_all(
+    answerer: Answerer, params: split.Params, held_out: Sequence[HeldOut], predict: Predict | None = None
+) -> list[list[list[Answer]]]:
+    """The answers of each slot to each of its tasks' examples, by `predict`; None: `rank` where a task has labels.
+
+    An example that several slots answer goes through the model behind all of their prompts in one batch.
     """
-    found: list[dict[str, float]] = [{} for _ in answerer.slots]
-    methods: dict[Predict, list[tuple[int, Any, Examples]]] = {}
+    found: list[list[list[Any]]] = [[[None] * len(examples) for _, examples in pairs] for pairs in held_out]
+    methods: dict[Predict, list[tuple[str, int, int, int]]] = {}
     for k, pairs in enumerate(held_out):
-        for task, examples in pairs:
-            methods.setdefault(predict or (rank if task.labels else write), []).append((k, task, examples))
-    for method, chosen in methods.items():
-        questions = [Question(examples.inputs[i], k) for k, _, examples in chosen for i in range(len(examples))]
-        answers = iter(method(answerer, params, questions))
-        for k, task, examples in chosen:
-            texts = [next(answers).text for _ in range(len(examples))]
-            prefix = f"{task.name}/" if len(held_out[k]) > 1 else ""
-            found[k] |= {prefix + metric: value for metric, value in task.score(examples, texts).items()}
+        for t, (task, examples) in enumerate(pairs):
+            asked = methods.setdefault(predict or (rank if task.labels else write), [])
+            asked += [(task.name, i, k, t) for i in range(len(examples))]
+    for method, asked in methods.items():
+        asked.sort()
+        questions = [Question(held_out[k][t][1].inputs[i], k) for _, i, k, t in asked]
+        for (_, i, k, t), answer in zip(asked, method(answerer, params, questions), strict=True):
+            found[k][t][i] = answer
     return found
+
+
+def score(pairs: HeldOut, answers: Sequence[Sequence[Answer]]) -> dict[str, float]:
+    """The metrics of a slot's answers; with several tasks a metric is called `task/metric`."""
+    metrics: dict[str, float] = {}
+    for (task, examples), given in zip(pairs, answers, strict=True):
+        prefix = f"{task.name}/" if len(pairs) > 1 else ""
+        found = task.score(examples, [answer.text for answer in given])
+        metrics |= {prefix + metric: value for metric, value in found.items()}
+    return metrics
 
 
 def mean_metric(metrics: dict[str, float]) -> float:

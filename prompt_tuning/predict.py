@@ -3,87 +3,208 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning import device, infer, layout, prompt_file
-from prompt_tuning.base import load_base
+from prompt_tuning.bank import Bank, Entry, name_of
+from prompt_tuning.base import Base, load_base
 from prompt_tuning.errors import UserError
 from prompt_tuning.slots import Slot
 from prompt_tuning.split import Params
 from prompt_tuning.step import Model
 from prompt_tuning.vocabulary import Vocabulary
 
-PLACEMENTS = {p.__name__: p for p in (layout.front, layout.after_bos, layout.behind)}
+Loadable = str | Path | prompt_file.Prompt
 
 
 @dataclasses.dataclass(frozen=True)
-class PromptTuned:
-    """A frozen T5 behind one trained prompt."""
+class Request:
+    """A text, and the prompt it is to be answered behind."""
 
-    answerer: infer.Answerer
-    params: Params
-    input_length: int
+    text: str
+    prompt: str
+    labels: tuple[str, ...] = ()  # to rank; empty: the prompt's own
+    decode: bool = False  # write the answer freely instead of ranking labels
+
+
+class PromptTuned:
+    """A frozen T5 behind a bank of prompts, each text answered behind the prompt it names.
+
+    Prompts come and go without anything being compiled again, and from any thread: what is being answered meanwhile
+    keeps the prompts it began with. Answering is for one thread at a time.
+    """
+
+    def __init__(
+        self, base: Base, vocabulary: Vocabulary, bank: Bank, mesh: Any,
+        batch_size: int = 64, shape: layout.Shape | None = None,
+    ) -> None:  # fmt: skip
+        """With `shape` every batch has that row length, that room for targets, and one of those numbers of rows."""
+        slots, length, _ = bank.vectors.shape
+        self.base, self.vocabulary, self.mesh = base, vocabulary, mesh
+        self._changing = threading.Lock()
+        self._now = bank, self._on_device(bank)
+        model, free = Model(base.config, slots, length), Slot(length=length)
+        if shape:
+            devices = mesh.shape["data"]  # rows are divided among them
+            shape = dataclasses.replace(shape, rows=tuple(sorted({-(-r // devices) * devices for r in shape.rows})))
+        self._answerer = infer.Answerer(
+            model, (free,) * slots, ((),) * slots, vocabulary, mesh, batch_size, shape=shape
+        )  # fmt: skip
 
     @classmethod
     def load(
-        cls, base: str | None, prompt: str | Path, labels: Sequence[str] | None = None,
+        cls, base: str | None, prompt: Loadable | Sequence[Loadable], labels: Sequence[str] | None = None,
         vocabulary: str | None = None, batch_size: int = 64,
     ) -> "PromptTuned":  # fmt: skip
-        """Loads a prompt and its base; `base` and `labels` default to what the prompt's card says."""
-        device.keep_compiled_programs(None)
-        loaded = prompt_file.load(prompt)
-        card = loaded.card
-        path = base or card.base
+        """Loads a prompt, or several, and their base; `base` and `labels` default to what the prompts' cards say."""
+        given = [prompt] if isinstance(prompt, str | Path | prompt_file.Prompt) else list(prompt)
+        loaded = [_loaded(one) for one in given]
+        path = base or next((one.card.base for one, _ in loaded if one.card.base), "")
         if not path:
-            raise UserError(f"{prompt} does not say which base it was tuned on. Type --base PATH.")
+            raise UserError(f"{given[0]} does not say which base it was tuned on. Type --base PATH.")
+        longest = max(len(one.vectors) for one, _ in loaded)
+        tuned = cls.open(path, len(loaded), longest, vocabulary, batch_size)
+        for one, name in loaded:
+            tuned.add(one, name, labels)
+        return tuned
+
+    @classmethod
+    def open(
+        cls, base: str, slots: int, length: int = 100, vocabulary: str | None = None,
+        batch_size: int = 64, shape: layout.Shape | None = None,
+    ) -> "PromptTuned":  # fmt: skip
+        """A base with `slots` free slots for prompts of up to `length` vectors."""
+        device.keep_compiled_programs(None)
         mesh = device.make_mesh()
-        frozen = load_base(path, None, device.frozen_dtype(), lambda config: device.frozen_shardings(config, mesh))
-        _check(loaded, frozen, prompt)
+        frozen = load_base(base, None, device.frozen_dtype(), lambda config: device.frozen_shardings(config, mesh))
         spelling = vocabulary or frozen.vocabulary
         if spelling is None:
             raise UserError(f"There is no spiece.model beside {frozen.path}. Type --vocabulary PATH.")
-        length = len(loaded.vectors)
-        name = card.name or Path(prompt).stem
-        slot = Slot(card.task or None, length=length, placement=PLACEMENTS.get(card.placement, layout.front), name=name)
-        model = Model(frozen.config, 1, length)
-        chosen = tuple(labels or card.labels)
-        answerer = infer.Answerer(model, (slot,), (chosen,), Vocabulary(spelling), mesh, batch_size)
-        bank = device.put_everywhere(jnp.asarray(loaded.vectors[None]), mesh)
-        return cls(answerer, frozen.params | {"prompt": {"bank": bank}}, card.input_length or 512)
+        bank = Bank.empty(slots, length, frozen.config.emb_dim)
+        return cls(frozen, Vocabulary(spelling), bank, mesh, batch_size, shape)
+
+    @property
+    def bank(self) -> Bank:
+        """The prompts as they are now."""
+        return self._now[0]
+
+    @property
+    def prompts(self) -> dict[str, Entry]:
+        """What is known of each prompt, by name."""
+        return {entry.name: entry for entry in self.bank.entries if entry}
 
     @property
     def labels(self) -> tuple[str, ...]:
-        """The answers it ranks; empty if it writes freely."""
-        return self.answerer.labels[0]
+        """The answers that the only prompt ranks; empty if it writes freely."""
+        return self.bank.entry(self._only()).labels
 
-    def predict(self, texts: Sequence[str], decode: bool = False) -> list[infer.Answer]:
-        """One answer a text: the likeliest label, or with `decode` (or without labels) what the model writes."""
-        vocabulary = self.answerer.vocabulary
-        cut = lambda text: [*vocabulary.encode(text), vocabulary.eos_id][: self.input_length]
-        questions = [infer.Question(np.array(cut(text), np.int32), 0) for text in texts]
-        if not questions:
-            return []
-        method = infer.write if decode or not self.labels else infer.rank
-        with device.on(self.answerer.mesh):
-            return method(self.answerer, self.params, questions)
+    def add(self, prompt: Loadable, name: str | None = None, labels: Sequence[str] | None = None) -> str:
+        """Puts a prompt into a free slot; returns its name, by default the card's or the file's.
+
+        Raises UserError, and changes nothing, for a prompt of another base, a name that is taken, or a full bank.
+        """
+        loaded, known_as = _loaded(prompt)
+        called = name or known_as
+        digest = loaded.card.base_digest
+        ranked = tuple(loaded.card.labels if labels is None else labels)
+        if loaded.vectors.shape[1] == self.base.config.emb_dim and digest and digest != self.base.digest:
+            raise UserError(
+                f"The prompt {called} was tuned on a base with other weights ({loaded.card.base}, digest"
+                f" {digest[:12]}; {self.base.path} has {self.base.digest[:12]}). Choose the base it was tuned on."
+            )
+        self._check_labels(ranked, called)
+        with self._changing:
+            self._set(self.bank.add(loaded, called, ranked))
+        return called
+
+    def remove(self, name: str) -> None:
+        """Frees a prompt's slot. Raises UserError if there is none of that name."""
+        with self._changing:
+            self._set(self.bank.remove(name))
+
+    def predict(
+        self, texts: Sequence[str], decode: bool = False, prompt: str | Sequence[str] | None = None,
+        content_free: Sequence[str] = (),
+    ) -> list[infer.Answer]:  # fmt: skip
+        """One answer a text: the likeliest label, or with `decode` (or without labels) what the model writes.
+
+        `prompt` names the prompt, or one for each text; it may be left out where only one is loaded. `content_free`
+        inputs calibrate the ranking, as `infer.rank` says.
+        """
+        named = [prompt or self._only()] * len(texts) if isinstance(prompt, str | None) else prompt
+        requests = [Request(text, name, decode=decode) for text, name in zip(texts, named, strict=True)]
+        return self.answer(requests, content_free)
+
+    def answer(self, requests: Sequence[Request], content_free: Sequence[str] = ()) -> list[infer.Answer]:
+        """An answer for each request, whatever prompts they name. Raises UserError for one that cannot be answered."""
+        bank, params = self._now
+        pairs = zip(bank.entries, self._answerer.slots, strict=True)
+        slots = [entry.slot if entry else free for entry, free in pairs]
+        labels = [entry.labels if entry else () for entry in bank.entries]
+        answerer = dataclasses.replace(self._answerer, slots=slots, labels=labels)
+        questions = [self._question(bank, request) for request in requests]
+        written = [r.decode or not answerer.labels_of(q) for r, q in zip(requests, questions, strict=True)]
+        answers: list[infer.Answer | None] = [None] * len(requests)
+        rank = functools.partial(infer.rank, content_free=content_free)
+        for method, chosen in ((rank, False), (infer.write, True)):
+            numbers = [i for i, writes in enumerate(written) if writes == chosen]
+            if not numbers:
+                continue
+            with device.on(self.mesh):
+                found = method(answerer, params, [questions[i] for i in numbers])
+            for i, answer in zip(numbers, found, strict=True):
+                answers[i] = answer
+        return [answer for answer in answers if answer]
+
+    def compile_ahead(self, writing: bool = True) -> None:
+        """Compiles all that fixed-shape answering will run (`shape` was given), so that nothing compiles later."""
+        with device.on(self.mesh):
+            infer.compile_ahead(self._answerer, self._now[1], writing)
+
+    def _question(self, bank: Bank, request: Request) -> infer.Question:
+        k, entry = bank.slot_of(request.prompt), bank.entry(request.prompt)
+        limit, shape = entry.input_length, self._answerer.shape
+        if shape:
+            limit = min(limit, shape.row_length - entry.slot.length)
+        if request.labels:
+            self._check_labels(request.labels, request.prompt)
+        tokens = [*self.vocabulary.encode(request.text), self.vocabulary.eos_id][:limit]
+        return infer.Question(np.array(tokens, np.int32), k, request.labels)
+
+    def _check_labels(self, labels: Sequence[str], name: str) -> None:
+        """Labels that can be spelled, and fit into one row where its size is fixed."""
+        self.vocabulary.check_labels(labels, self._answerer.target_length, f"the prompt {name}")
+        room = self._answerer.shape.target_length if self._answerer.shape else None
+        if room and (tokens := sum(len(self.vocabulary.encode(label)) + 1 for label in labels)) > room:
+            raise UserError(f"The labels of the prompt {name} have {tokens} tokens together, and there is room for {room}.")  # fmt: skip # noqa: E501
+
+    def _only(self) -> str:
+        names = self.bank.names
+        if len(names) != 1:
+            raise UserError(f"{len(names)} prompts are loaded ({', '.join(names) or 'none'}): name the one to use.")
+        return names[0]
+
+    def _set(self, bank: Bank) -> None:
+        self._now = bank, self._on_device(bank)  # together, so that a thread sees both or neither
+
+    def _on_device(self, bank: Bank) -> Params:
+        return self.base.params | {"prompt": {"bank": device.put_everywhere(bank.vectors, self.mesh)}}
 
 
-def _check(prompt: prompt_file.Prompt, base: Any, path: str | Path) -> None:
-    width = prompt.vectors.shape[1]
-    if width != base.config.emb_dim:
-        raise UserError(f"The prompt {path} is {width} wide and the base {base.path} is {base.config.emb_dim}: choose the base it was tuned on.")  # fmt: skip # noqa: E501
-    if prompt.card.base_digest and prompt.card.base_digest != base.digest:
-        raise UserError(
-            f"The prompt {path} was tuned on a base with other weights ({prompt.card.base}, digest"
-            f" {prompt.card.base_digest[:12]}; {base.path} has {base.digest[:12]}). Type --base with its own path."
-        )
+def _loaded(prompt: Loadable) -> tuple[prompt_file.Prompt, str]:
+    """A prompt and what it is called."""
+    if isinstance(prompt, prompt_file.Prompt):
+        return prompt, prompt.card.name or "prompt"
+    loaded = prompt_file.load(prompt)
+    return loaded, name_of(prompt, loaded.card)
 
 
 def main(options: argparse.Namespace) -> int:
@@ -96,11 +217,13 @@ def main(options: argparse.Namespace) -> int:
     if not texts:
         raise UserError(f"{options.input} holds no text.")
     tuned = PromptTuned.load(options.base, options.prompt, options.labels, options.vocabulary, options.batch_size)
-    answers = tuned.predict(texts, options.decode)
-    name = tuned.answerer.slots[0].name
+    answers = tuned.predict(texts, options.decode, content_free=options.content_free)
+    (name,) = tuned.prompts
     with _output(options.output) as out:
         for text, answer in zip(texts, answers, strict=True):
             row = {"text": text, "prediction": answer.text, "probabilities": answer.probabilities, "score": answer.score, "prompt": name}  # fmt: skip # noqa: E501
+            if answer.prior:
+                row["prior"] = answer.prior  # of the labels, behind an input that says nothing
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
     return 0
 

@@ -185,7 +185,7 @@ class Opened:
 
     def answerer(self, progress: Callable | None = None) -> infer.Answerer:
         """The slots, ready to predict."""
-        extra = {"progress": progress} if progress else {}
+        extra: dict[str, Any] = {"progress": progress} if progress else {}
         return infer.Answerer(
             self.model, self.slots, self.labels, self.vocabulary, self.mesh, self.run.eval_batch_size,
             self.run.data.lengths["targets"], self.run.packing, **extra,

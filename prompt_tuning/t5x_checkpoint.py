@@ -37,16 +37,16 @@ def newest(path: str) -> str:
 
 def open_checkpoint(path: str, expected: T5Config | None = None) -> Source:
     """Opens `checkpoint_N`; sizes come from the tensors' shapes, the gate's activation from `expected` if given."""
-    contents = _index(path)
+    contents = read_index(path)
     version = contents.get("version", 0)
     state = contents["optimizer"] if version else contents
     target = state.get("target") if isinstance(state, dict) else None
     if not isinstance(target, dict):
         raise UserError(f"{path}/checkpoint has no entry `target`; it is not a T5X checkpoint of a model.")
     target = target.get("params", target)
-    tensors = {name: tensor for name, tensor in _tensors(path, target).items() if "prompt" not in name}
+    tensors = {name: tensor for name, tensor in open_tensors(path, target).items() if "prompt" not in name}
     tensors = _unscanned(path, tensors)
-    return Source(path, _config(path, tensors, expected), tensors, step=_step(state))
+    return Source(path, _config(path, tensors, expected), tensors, step=step_of(state))
 
 
 def save_t5x(params: dict[str, Any], path: str | Path, step: int, dtype: Any = jnp.float32) -> str:
@@ -85,7 +85,8 @@ def _write(folder: Path, array: np.ndarray) -> dict[str, Any]:
     return spec
 
 
-def _index(path: str) -> dict[str, Any]:
+def read_index(path: str) -> dict[str, Any]:
+    """What the file `checkpoint` of a folder checkpoint_N says. Raises UserError for what is no T5X checkpoint."""
     data = _get(path, "checkpoint")
     if data is None and Path(path, "state").is_dir():
         raise UserError(
@@ -109,7 +110,7 @@ def _index(path: str) -> dict[str, Any]:
     return contents
 
 
-def _tensors(path: str, target: dict[str, Any]) -> dict[str, Tensor]:
+def open_tensors(path: str, target: dict[str, Any]) -> dict[str, Tensor]:
     """Every array below `target`; stores are opened together, as each costs a round trip on gs://."""
     try:
         leaves = traverse_util.flatten_dict(target, is_leaf=lambda _, leaf: _is_spec(leaf), sep="/")
@@ -167,7 +168,8 @@ def _decoded(array: np.ndarray) -> np.ndarray:
     return array.view(jnp.bfloat16) if array.dtype == np.uint16 else array
 
 
-def _step(state: dict[str, Any]) -> int | None:
+def step_of(state: dict[str, Any]) -> int | None:
+    """The step an index's state was saved at, where it tells."""
     step = state.get("state", {}).get("step") if isinstance(state.get("state"), dict) else None
     return int(np.asarray(step).reshape(-1)[0]) if isinstance(step, int | np.ndarray | np.generic) else None
 

@@ -1,4 +1,4 @@
-"""prompt-tuning train | eval | infer | data: dispatches, and turns mistakes into a paragraph and exit code 2."""
+"""prompt-tuning train | eval | infer | ...: dispatches, and turns mistakes into a paragraph and exit code 2."""
 
 import argparse
 import errno
@@ -16,6 +16,7 @@ prompt-tuning COMMAND [FLAGS]
   eval    score a run's best prompts, or a prompt file, on a split
   infer   answer texts with a trained prompt
   data    list | show NAME | prepare: the tasks and their data
+  library add | list | search: a folder of prompts
 
   prompt-tuning COMMAND --help says more. Version {version}.
 
@@ -30,7 +31,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "eval": _eval, "infer": _infer, "data": _data}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "train": _train, "eval": _eval, "infer": _infer, "data": _data, "library": _library,
+    }  # fmt: skip
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE.format(version=__version__))
         return 0
@@ -56,6 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _complain(message: str) -> int:
     sys.stdout.flush()
+    message = message.split("\n  In call to configurable")[0]  # which gin adds, and means nothing to a person
     print(f"prompt-tuning: {message}", file=sys.stderr)
     return 2
 
@@ -77,8 +81,11 @@ def _gin_parser(command: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _parse_gin(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """Reads the flags and configures gin; `--gin.NAME VALUE` and `--gin.NAME=VALUE` are the same."""
+def _parse_gin(parser: argparse.ArgumentParser, argv: list[str], first: Sequence[str] = ()) -> argparse.Namespace:
+    """Reads the flags and configures gin, from the files `first` and those of the flags.
+
+    `--gin.NAME VALUE` and `--gin.NAME=VALUE` are the same.
+    """
     import prompt_tuning.train  # noqa: F401 - registers what gin files name
     from prompt_tuning import configure
 
@@ -99,7 +106,7 @@ def _parse_gin(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Nam
     options = parser.parse_args(plain)
     files = [file for group in options.gin_file for file in group.split(",") if file]
     folders = [folder for folder in options.gin_search_paths.split(",") if folder]
-    configure.parse(files, [*options.gin_bindings, *bindings], folders)
+    configure.parse([*first, *files], [*options.gin_bindings, *bindings], folders)
     return options
 
 
@@ -158,6 +165,12 @@ def _data(argv: list[str]) -> int:
     from prompt_tuning import catalogue
 
     return catalogue.main(argv)
+
+
+def _library(argv: list[str]) -> int:
+    from prompt_tuning import library
+
+    return library.main(argv)
 
 
 def _asks_for_help(parser: argparse.ArgumentParser, argv: list[str]) -> bool:

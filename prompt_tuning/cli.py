@@ -17,6 +17,7 @@ prompt-tuning COMMAND [FLAGS]
   infer   answer texts with a trained prompt
   data    list | show NAME | prepare: the tasks and their data
   library add | list | search: a folder of prompts
+  spot    start a task's prompt from those of other tasks; --study compares all pairs
 
   prompt-tuning COMMAND --help says more. Version {version}.
 
@@ -32,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     commands: dict[str, Callable[[list[str]], int]] = {
-        "train": _train, "eval": _eval, "infer": _infer, "data": _data, "library": _library,
+        "train": _train, "eval": _eval, "infer": _infer, "data": _data, "library": _library, "spot": _spot,
     }  # fmt: skip
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE.format(version=__version__))
@@ -171,6 +172,24 @@ def _library(argv: list[str]) -> int:
     from prompt_tuning import library
 
     return library.main(argv)
+
+
+def _spot(argv: list[str]) -> int:
+    parser = _gin_parser(
+        "spot",
+        "Starts prompts of TARGETS from those of SOURCES (Vu et al. 2022): tunes all of them, compares them at\n"
+        "EMBEDDING_STEP, picks by RETRIEVE, tunes again. The same command resumes at the step where it was.",
+    )
+    parser.add_argument("--study", action="store_true", help="every source for every target, with tables and pictures")
+    if _asks_for_help(parser, argv):
+        return 0
+    from prompt_tuning import configure, spot_steps, study, transfer
+
+    options = _parse_gin(parser, argv, first=[str(configure.gin_folder() / "spot.gin")])
+    from prompt_tuning.run import Run
+
+    work = study.study if options.study else transfer.transfer
+    return spot_steps.until_stopped(work, spot_steps.Spot(), Run())
 
 
 def _asks_for_help(parser: argparse.ArgumentParser, argv: list[str]) -> bool:

@@ -24,7 +24,7 @@ def study(settings: Spot, run: Run) -> Findings:
     steps = Steps(run, settings.bank_slots)
     scratch = spot_steps.tune_from_scratch(settings, steps)
     compared = spot_steps.compare(settings, scratch, run.folder)
-    single = _every_pair(settings)
+    single = every_pair(settings)
     several = _of_several(settings, compared)
     wanted = [*single.values(), *(retuning for group in several.values() for retuning in group)]
     tuned = spot_steps.retune(settings, steps, scratch, wanted)
@@ -36,7 +36,7 @@ def study(settings: Spot, run: Run) -> Findings:
     return found
 
 
-def _every_pair(settings: Spot) -> dict[tuple[Key, str], Retuning]:
+def every_pair(settings: Spot) -> dict[tuple[Key, str], Retuning]:
     """Each source prompt for each target but its own task, the target trained with the source's seed."""
     pairs = itertools.product(settings.targets, settings.sources, settings.seeds)
     return {

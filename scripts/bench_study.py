@@ -1,48 +1,62 @@
-"""How much sooner a study is done as banks than prompt by prompt: runs it both ways, compares the times of its steps.
+"""How much sooner a study's transfers are tuned as one bank than one after another; both times with warm caches.
 
-python scripts/bench_study.py --out /tmp/study --gin_file=runs/spot_tiny.gin [--gin.NAME=VALUE ...]
+python scripts/bench_study.py --gin_file=runs/spot_tiny.gin --gin.MODEL_DIR=/tmp/study --gin.TRAIN_STEPS=20 ...
 
-The flags are those of `prompt-tuning spot --study`, less MODEL_DIR and BANK_SLOTS. Both ways run in one process each,
-over the same cache of compiled programs; the second way is the one that finds it filled. Two times are compared: of the
-clock, and of the processor, which other programs on the machine lengthen little.
+The flags are those of `prompt-tuning spot --study`. Sources and targets are tuned first, untimed, if MODEL_DIR does not
+hold them yet. Of the transfers, `--alone N` are tuned one after another and their time is scaled up to all; each of
+them loads base and tasks and finds its programs compiled, as a run of its own would. Shown are the times of the clock
+and of the processor, which other programs on the machine lengthen little.
 """
 
 import argparse
-import json
-import subprocess
-import sys
+import shutil
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from prompt_tuning.spot_steps import FINISHED
+from prompt_tuning import configure, spot_steps, study
+from prompt_tuning.run import Run
+from prompt_tuning.spot_steps import Retuning, Spot, Steps
 
-STEPS = ("from_scratch", "sources", "targets", "mixtures", "transfers")
-WAYS = {"bank": "None", "one after another": "1"}
+
+def parse() -> argparse.Namespace:
+    """The flags, with gin configured by them."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gin_file", action="append", default=[])
+    parser.add_argument("--alone", type=int, metavar="N", help="tune so many one after another; default: all")
+    options, rest = parser.parse_known_args()
+    bindings = [configure.binding(flag.removeprefix("--gin.")) for flag in rest]
+    configure.parse([str(configure.gin_folder() / "spot.gin"), *options.gin_file], bindings)
+    return options
 
 
-def run(folder: Path, bank_slots: str, flags: list[str]) -> dict[str, tuple[float, float]]:
-    """Seconds of each step, of clock and processor."""
-    places = [f"--gin.MODEL_DIR={folder}", f"--gin.BANK_SLOTS={bank_slots}"]
-    subprocess.run([sys.executable, "-m", "prompt_tuning.cli", "spot", "--study", *flags, *places], check=True)
-    took = {}
-    for step in STEPS:
-        done = [json.loads(path.read_text()) for path in sorted((folder / step).rglob(FINISHED))]
-        if done:
-            took[step] = (sum(d["seconds"] for d in done), sum(d["processor_seconds"] for d in done))
-    return took
+def took(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of clock and processor."""
+    clock, processor = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - clock, time.process_time() - processor
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, required=True, help="an empty folder")
-    options, flags = parser.parse_known_args()
-    took = {way: run(options.out / way.replace(" ", "_"), slots, flags) for way, slots in WAYS.items()}
-    print(f"\n{'':14}{'bank':>20}{'one after another':>20}{'ratio':>16}")
-    for step in took["bank"]:
-        pairs = [took[way][step] for way in WAYS]
-        cells = [f"{clock:.0f} s ({processor:.0f} s)" for clock, processor in pairs]
-        ratios = [together / alone for together, alone in zip(*pairs, strict=True)]
-        print(f"{step:14}{cells[0]:>20}{cells[1]:>20}{ratios[0]:>8.2f} ({ratios[1]:.2f})")
-    print("of the clock, and (of the processor)")
+    options = parse()
+    settings, run = Spot(), Run()
+    settings.check(run)
+    scratch = spot_steps.tune_from_scratch(settings, Steps(run))
+    every = list(study.every_pair(settings).values())
+
+    def retune(wanted: Sequence[Retuning], bank_slots: int | None) -> Callable[[], object]:
+        shutil.rmtree(Path(run.folder) / "transfers", ignore_errors=True)
+        return lambda: spot_steps.retune(settings, Steps(run, bank_slots), scratch, wanted)
+
+    alone = every[:: max(1, len(every) // (options.alone or len(every)))][: options.alone]
+    retune(every[:1], None)()  # compiles
+    separate = took(retune(alone, 1))
+    retune(every, None)()
+    together = took(retune(every, None))
+    scaled = [seconds * len(every) / len(alone) for seconds in separate]
+    print(f"\n{len(every)} transfers of {run.train_steps} steps; one after another timed on {len(alone)} of them")
+    for name, bank, one in zip(("clock", "processor"), together, scaled, strict=True):
+        print(f"{name:10} one bank {bank:7.1f} s   one after another {one:7.1f} s   ratio {bank / one:.2f}")
 
 
 if __name__ == "__main__":

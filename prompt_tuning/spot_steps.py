@@ -61,8 +61,12 @@ class Spot:
         """The sources that a target may start from: all but itself."""
         return [source for source in self.sources if source != target]
 
-    def check(self, run: Run) -> None:
-        """Raises UserError where spot and run do not fit each other."""
+    def check(self, run: Run, tops: Mapping[str, Sequence[int]]) -> None:
+        """Raises UserError where settings do not fit each other; `tops` are the k that will be wanted, by name."""
+        fewest = min(len(self.sources_of(target)) for target in self.targets) * len(self.seeds)
+        for name, k in ((name, k) for name, ks in tops.items() for k in ks):
+            if not isinstance(k, int) or not 1 <= k <= fewest:
+                raise UserError(f"{name} has {k!r}, and a target has {fewest} source prompts to choose from.")
         step, period = self.embedding_step, run.eval_period
         if run.slots is not None or run.grid is not None or run.data.task_file:
             raise UserError("spot makes its slots from SOURCES, TARGETS and SEEDS: leave SLOTS, GRID and TASK_FILE at None. A task file may be named among SOURCES and TARGETS.")  # fmt: skip # noqa: E501

@@ -20,7 +20,7 @@ TOPS = (1, 3, 6, 9, 12, 15)  # the paper's k
 
 def study(settings: Spot, run: Run) -> Findings:
     """Tunes all there is to tune, and writes `study.md`, `study.json` and the pictures."""
-    settings.check(run)
+    settings.check(run, {"AVERAGE_TOP": settings.average_top, "MIXTURE_TOP": settings.mixture_top})
     steps = Steps(run, settings.bank_slots)
     scratch = spot_steps.tune_from_scratch(settings, steps)
     compared = spot_steps.compare(settings, scratch, run.folder)
@@ -28,7 +28,7 @@ def study(settings: Spot, run: Run) -> Findings:
     several = _of_several(settings, compared)
     wanted = [*single.values(), *(retuning for group in several.values() for retuning in group)]
     tuned = spot_steps.retune(settings, steps, scratch, wanted)
-    found = _findings(settings, scratch, compared, {pair: tuned[r.name].score for pair, r in single.items()})
+    found = findings(settings, scratch, compared, {pair: tuned[r.name].score for pair, r in single.items()})
     for name, group in several.items():
         found.retrieval.append(_gain(name, found, [[tuned[r.name].score for r in group if r.target == t]
                                                    for t in settings.targets]))  # fmt: skip
@@ -62,7 +62,8 @@ def _of_several(settings: Spot, compared: Compared) -> dict[str, list[Retuning]]
     return made
 
 
-def _findings(settings: Spot, scratch: Scratch, compared: Compared, scores: dict[tuple[Key, str], float]) -> Findings:
+def findings(settings: Spot, scratch: Scratch, compared: Compared, scores: dict[tuple[Key, str], float]) -> Findings:
+    """The study's numbers, from the score of each (source prompt, target); pairs that were left out have none."""
     sources, targets, seeds = settings.sources, settings.targets, settings.seeds
     baseline = np.array([[scratch.targets[t, r].score for r in seeds] for t in targets])
     table = np.array([[[scores.get(((s, r), t), math.nan) for r in seeds] for s in sources] for t in targets])
@@ -114,7 +115,10 @@ def _gain(name: str, found: Findings, scores: list[list[float]]) -> Retrieval:
     """Means over targets of each seed: score, change, and relative error reduction, over that seed's baseline."""
     after = np.array(scores)
     pairs = np.vectorize(spot.relative_error_reduction, otypes=[float])(after, found.baseline)
-    return Retrieval(name, (after - found.baseline).mean(axis=0), np.nanmean(pairs, axis=0), after.mean(axis=0))
+    reduced = np.array(
+        [np.mean(of_seed[np.isfinite(of_seed)]) if np.isfinite(of_seed).any() else math.nan for of_seed in pairs.T]
+    )
+    return Retrieval(name, (after - found.baseline).mean(axis=0), reduced, after.mean(axis=0))
 
 
 def _heat(settings: Spot, compared: Compared) -> tuple[list[str], Float[np.ndarray, "N N"]]:

@@ -163,8 +163,12 @@ def _scores(found: Findings) -> list[str]:
     lines = [_row("", *found.targets), _rule(len(found.targets) + 1)]
     lines.append(_row("without transfer", *(mean_and_deviation(values) for values in found.baseline)))
     for s, source in enumerate(found.sources):
-        cells = [f"{mean_and_deviation(found.scores[t, s])} ({found.error_reduction[t, s]:+.1f})"
-                 if np.isfinite(found.scores[t, s]).all() else "" for t in range(len(found.targets))]  # fmt: skip
+        cells = [
+            ""
+            if np.isnan(scores).any()
+            else mean_and_deviation(scores) + ("" if math.isnan(gain) else f" ({gain:+.1f})")
+            for scores, gain in zip(found.scores[:, s], found.error_reduction[:, s], strict=True)
+        ]
         lines.append(_row(f"from {source}", *cells))
     return [*lines, ""]
 
@@ -209,6 +213,8 @@ def _rule(columns: int) -> str:
 
 
 def mean_and_deviation(values: Sequence[float] | np.ndarray) -> str:
-    """74.7 ± 0.7, as the papers print it: the deviation of the sample, none of a single number."""
+    """74.7 ± 0.7, as the papers print it: the deviation of the sample, none of a single number; - for no number."""
+    if np.isnan(values).any():
+        return "-"
     deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
     return f"{np.mean(values):.1f}{deviation}"

@@ -15,6 +15,7 @@ from rich.table import Table
 from prompt_tuning import prompt_file, spot, spot_steps
 from prompt_tuning.run import Run
 from prompt_tuning.spot_steps import Compared, Retuning, Spot, Steps, Tuned, label
+from prompt_tuning.study_report import mean_and_deviation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Outcome:
 
 def transfer(settings: Spot, run: Run) -> list[Outcome]:
     """Tunes sources and targets, compares them, picks, tunes again, and writes `spot.md`, `spot.json` and prompts."""
-    settings.check(run)
+    settings.check(run, {"TOP_K": [settings.top_k]})
     steps = Steps(run, settings.bank_slots)
     scratch = spot_steps.tune_from_scratch(settings, steps)
     compared = spot_steps.compare(settings, scratch, run.folder)
@@ -157,9 +158,3 @@ def _numbers(outcome: Outcome) -> tuple[str, str, str]:
     reduction = outcome.error_reduction
     shown = "no error to take away" if math.isnan(reduction) else f"{reduction:.1f} %"
     return mean_and_deviation(outcome.without), mean_and_deviation(outcome.scores), shown
-
-
-def mean_and_deviation(values: Sequence[float]) -> str:
-    """74.7 ± 0.7, as the papers print it: the deviation of the sample, none of a single number."""
-    deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
-    return f"{np.mean(values):.1f}{deviation}"

@@ -40,7 +40,7 @@ def took(work: Callable[[], object]) -> tuple[float, float]:
 def main() -> None:
     options = parse()
     settings, run = Spot(), Run()
-    settings.check(run)
+    settings.check(run, {})
     scratch = spot_steps.tune_from_scratch(settings, Steps(run))
     every = list(study.every_pair(settings).values())
 

@@ -47,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _complain(message: str) -> int:
     sys.stdout.flush()
+    message = message.split("\n  In call to configurable")[0]  # which gin adds, and means nothing to a person
     print(f"prompt-tuning: {message}", file=sys.stderr)
     return 2
 
@@ -68,8 +69,11 @@ def _gin_parser(command: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _parse_gin(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """Reads the flags and configures gin; `--gin.NAME VALUE` and `--gin.NAME=VALUE` are the same."""
+def _parse_gin(parser: argparse.ArgumentParser, argv: list[str], first: Sequence[str] = ()) -> argparse.Namespace:
+    """Reads the flags and configures gin, from the files `first` and those of the flags.
+
+    `--gin.NAME VALUE` and `--gin.NAME=VALUE` are the same.
+    """
     import prompt_tuning.train  # noqa: F401 - registers what gin files name
     from prompt_tuning import configure
 
@@ -90,7 +94,7 @@ def _parse_gin(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Nam
     options = parser.parse_args(plain)
     files = [file for group in options.gin_file for file in group.split(",") if file]
     folders = [folder for folder in options.gin_search_paths.split(",") if folder]
-    configure.parse(files, [*options.gin_bindings, *bindings], folders)
+    configure.parse([*first, *files], [*options.gin_bindings, *bindings], folders)
     return options
 
 
@@ -175,6 +179,30 @@ def _quickstart(argv: list[str]) -> int:
     return quickstart.main(argv)
 
 
+def _library(argv: list[str]) -> int:
+    from prompt_tuning import library
+
+    return library.main(argv)
+
+
+def _spot(argv: list[str]) -> int:
+    parser = _gin_parser(
+        "spot",
+        "Starts prompts of TARGETS from those of SOURCES (Vu et al. 2022): tunes all of them, compares them at\n"
+        "EMBEDDING_STEP, picks by RETRIEVE, tunes again. The same command resumes at the step where it was.",
+    )
+    parser.add_argument("--study", action="store_true", help="every source for every target, with tables and pictures")
+    if _asks_for_help(parser, argv):
+        return 0
+    from prompt_tuning import configure, spot_steps, study, transfer
+
+    options = _parse_gin(parser, argv, first=[str(configure.gin_folder() / "spot.gin")])
+    from prompt_tuning.run import Run
+
+    work = study.study if options.study else transfer.transfer
+    return spot_steps.until_stopped(work, spot_steps.Spot(), Run())
+
+
 def _asks_for_help(parser: argparse.ArgumentParser, argv: list[str]) -> bool:
     if {"-h", "--help"} & set(argv):
         parser.print_help()
@@ -190,6 +218,8 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "export": ("write a prompt as npy, safetensors, PEFT folder, T5X tree or StableHLO", _export),
     "import": ("read a prompt from one of these, with a card that says what it is", _import),
     "interpret": ("show which words a prompt lies near, and its norms", _interpret),
+    "spot": ("start a task's prompt from those of other tasks; --study compares all pairs", _spot),
+    "library": ("add | list | search: a folder of prompts", _library),
     "data": ("list | show NAME | prepare: the tasks and their data", _data),
 }
 

@@ -237,7 +237,8 @@ def answer_all(
             asked += [(task.name, i, k, t) for i in range(len(examples))]
     for method, asked in methods.items():
         asked.sort()
-        questions = [Question(held_out[k][t][1].inputs[i], k) for _, i, k, t in asked]
+        own = lambda k, t: () if answerer.labels[k] else held_out[k][t][0].labels  # tasks of a mixture may differ
+        questions = [Question(held_out[k][t][1].inputs[i], k, own(k, t)) for _, i, k, t in asked]
         for (_, i, k, t), answer in zip(asked, method(answerer, params, questions), strict=True):
             found[k][t][i] = answer
     return found

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from prompt_tuning import configure, device, infer, inits, optim, slots, task_file, tiny
 from prompt_tuning.base import Base, load_base, random_base
 from prompt_tuning.errors import UserError
-from prompt_tuning.examples import Examples, Mixture
+from prompt_tuning.examples import Examples, Mixture, proportional
 from prompt_tuning.slots import Slot
 from prompt_tuning.step import Model
 from prompt_tuning.t5 import T5Config
@@ -81,13 +81,17 @@ class Data:
             )
 
     def open(self, name: str | None, vocabulary: Vocabulary) -> Mixture:
-        """The task or mixture `name`, or the one that TASK_FILE describes."""
+        """The task or mixture `name`, a task file, several with + between them, or the one that TASK_FILE describes."""
         if self.task_file:
             if name:
                 raise UserError(f"MIXTURE_OR_TASK_NAME={name} and TASK_FILE={self.task_file} are both set: set one.")
             return task_file.open_task_file(self.task_file, vocabulary, self.lengths)
         if not name:
             raise UserError("There is no task. Type --gin.MIXTURE_OR_TASK_NAME=NAME (prompt-tuning data list shows them) or --gin.TASK_FILE=PATH.")  # fmt: skip # noqa: E501
+        if "+" in name:
+            return proportional([self.open(one, vocabulary) for one in name.split("+")])
+        if name.endswith(".toml"):
+            return task_file.open_task_file(name, vocabulary, self.lengths)
         if name in tiny.TASKS and not self.module:
             return tiny.open_task(name, vocabulary, self.lengths)
         if importlib.util.find_spec("seqio") is None:
@@ -180,7 +184,8 @@ class Opened:
     def held_out(self) -> list[list[tuple[Any, Examples]]]:
         """(task, examples of EVAL_SPLIT) of each slot."""
         split = self.run.data.eval_split
-        return [[(task, task.load(split)) for task in mixture.tasks if split in task.splits or len(mixture.tasks) == 1]
+        of = split.partition("[")[0]  # of validation[:200]
+        return [[(task, task.load(split)) for task in mixture.tasks if of in task.splits or len(mixture.tasks) == 1]
                 for mixture in self.mixtures]  # fmt: skip
 
     def answerer(self, progress: Callable | None = None) -> infer.Answerer:

@@ -54,7 +54,8 @@ def test_only_the_data_room_imports_seqio_and_tensorflow(path):
 
 def test_training_and_predicting_import_no_tensorflow():
     code = (
-        "import prompt_tuning.train, prompt_tuning.predict, prompt_tuning.evaluate, prompt_tuning.tiny, sys;"
+        "import prompt_tuning.train, prompt_tuning.predict, prompt_tuning.evaluate, prompt_tuning.tiny;"
+        "import prompt_tuning.library, prompt_tuning.study, prompt_tuning.transfer, sys;"
         "assert not {'tensorflow', 'seqio', 'clu', 'matplotlib'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -1,4 +1,4 @@
-"""prompt-tuning train | eval | infer | data: dispatches, and turns mistakes into a paragraph and exit code 2."""
+"""prompt-tuning train | eval | infer | serve | data: dispatches; a mistake becomes a paragraph and exit code 2."""
 
 import argparse
 import errno
@@ -15,6 +15,7 @@ prompt-tuning COMMAND [FLAGS]
   train   tune prompts for a frozen T5, from gin files
   eval    score a run's best prompts, or a prompt file, on a split
   infer   answer texts with a trained prompt
+  serve   answer texts over HTTP, with every prompt of a folder
   data    list | show NAME | prepare: the tasks and their data
 
   prompt-tuning COMMAND --help says more. Version {version}.
@@ -30,7 +31,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    commands: dict[str, Callable[[list[str]], int]] = {"train": _train, "eval": _eval, "infer": _infer, "data": _data}
+    commands: dict[str, Callable[[list[str]], int]] = {
+        "train": _train,
+        "eval": _eval,
+        "infer": _infer,
+        "serve": _serve,
+        "data": _data,
+    }
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(USAGE.format(version=__version__))
         return 0
@@ -146,6 +153,34 @@ def _infer(argv: list[str]) -> int:
     from prompt_tuning import predict
 
     return predict.main(options)
+
+
+def _serve(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "prompt-tuning serve",
+        description="Answers texts over HTTP, each behind the prompt it names.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--prompts", required=True, metavar="FOLDER", help="the only folder prompts are loaded from, such as MODEL_DIR/prompts")  # fmt: skip # noqa: E501
+    parser.add_argument("--base", metavar="PATH", help="the frozen base; default: what the prompts' cards name")
+    parser.add_argument("--vocabulary", metavar="FILE", help="SentencePiece model; default: the one beside the base")
+    parser.add_argument("--host", default="127.0.0.1", help="whom to listen to; 0.0.0.0: every network")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--slots", type=int, default=16, metavar="N", help="prompts in memory at most")
+    parser.add_argument("--input_length", type=int, default=512, metavar="N", help="tokens of a text at most")
+    parser.add_argument("--room", type=int, default=2048, metavar="N", help="positions of a batch; more on a GPU")
+    parser.add_argument("--writers", type=int, default=16, metavar="N", help="texts written at a time")
+    parser.add_argument("--window_ms", type=float, default=5, metavar="MS", help="how long a batch waits for company")
+    parser.add_argument("--queue", type=int, default=256, metavar="N", help="texts that may wait; more get 429")
+    parser.add_argument("--body_bytes", type=int, default=1 << 18, metavar="N", help="of a request; larger get 413")
+    options = parser.parse_args(argv)
+    try:
+        from prompt_tuning.serve import command
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("fastapi", "uvicorn", "httptools", "prometheus_client"):
+            raise
+        raise UserError(f"Serving needs {error.name}. Type pip install 'prompt-tuning[serve]'.") from error
+    return command.main(options)
 
 
 def _data(argv: list[str]) -> int:

@@ -10,6 +10,11 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "prompt_tuning"
 
 
+def module(path: Path) -> str:
+    """The name that a file is imported by."""
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+
+
 def imports(path: Path, everywhere: bool = True) -> set[str]:
     """Modules that a file imports; those inside functions only with `everywhere`."""
     tree = ast.parse(path.read_text())
@@ -18,15 +23,15 @@ def imports(path: Path, everywhere: bool = True) -> set[str]:
     for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == "prompt_tuning":
-            found |= {f"prompt_tuning.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module in ("prompt_tuning", "prompt_tuning.serve"):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
     return found
 
 
 def test_no_room_imports_one_that_imports_it():
-    files = {f"prompt_tuning.{path.stem}": path for path in PACKAGE.glob("*.py") if path.stem != "__init__"}
+    files = {module(path): path for path in PACKAGE.rglob("*.py") if path.stem != "__init__"}
     above = {name: imports(path, everywhere=False) & files.keys() for name, path in files.items()}
     left = dict(above)
     while ready := [name for name, needs in left.items() if not needs & left.keys()]:
@@ -35,7 +40,7 @@ def test_no_room_imports_one_that_imports_it():
     assert not left, "these import one another in a circle"
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.glob("*.py")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=module)
 def test_only_the_data_room_imports_seqio_and_tensorflow(path):
     roots = {name.split(".")[0] for name in imports(path)}
     if path.stem != "data":
@@ -44,6 +49,17 @@ def test_only_the_data_room_imports_seqio_and_tensorflow(path):
         assert "tensorflow" not in roots
     if path.stem != "t5x_bridge":
         assert "t5x" not in roots
+
+
+@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=module)
+def test_only_the_server_imports_what_serving_needs(path):
+    if path.parent.name != "serve":
+        assert not {name.split(".")[0] for name in imports(path)} & {
+            "fastapi",
+            "uvicorn",
+            "starlette",
+            "prometheus_client",
+        }
 
 
 def test_training_and_predicting_import_no_tensorflow():

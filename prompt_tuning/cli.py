@@ -167,6 +167,34 @@ def _interpret(argv: list[str]) -> int:
     return reading.main(reading.parser().parse_args(argv))
 
 
+def _serve(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        "prompt-tuning serve",
+        description="Answers texts over HTTP, each behind the prompt it names.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--prompts", required=True, metavar="FOLDER", help="the only folder prompts are loaded from, such as MODEL_DIR/prompts")  # fmt: skip # noqa: E501
+    parser.add_argument("--base", metavar="PATH", help="the frozen base; default: what the prompts' cards name")
+    parser.add_argument("--vocabulary", metavar="FILE", help="SentencePiece model; default: the one beside the base")
+    parser.add_argument("--host", default="127.0.0.1", help="whom to listen to; 0.0.0.0: every network")
+    parser.add_argument("--port", type=int, default=8000)
+    parser.add_argument("--slots", type=int, default=16, metavar="N", help="prompts in memory at most")
+    parser.add_argument("--input_length", type=int, default=512, metavar="N", help="tokens of a text at most")
+    parser.add_argument("--room", type=int, default=2048, metavar="N", help="positions of a batch; more on a GPU")
+    parser.add_argument("--writers", type=int, default=16, metavar="N", help="texts written at a time")
+    parser.add_argument("--window_ms", type=float, default=5, metavar="MS", help="how long a batch waits for company")
+    parser.add_argument("--queue", type=int, default=256, metavar="N", help="texts that may wait; more get 429")
+    parser.add_argument("--body_bytes", type=int, default=1 << 18, metavar="N", help="of a request; larger get 413")
+    options = parser.parse_args(argv)
+    try:
+        from prompt_tuning.serve import command
+    except ModuleNotFoundError as error:
+        if (error.name or "").split(".")[0] not in ("fastapi", "uvicorn", "httptools", "prometheus_client"):
+            raise
+        raise UserError(f"Serving needs {error.name}. Type pip install 'prompt-tuning[serve]'.") from error
+    return command.main(options)
+
+
 def _data(argv: list[str]) -> int:
     from prompt_tuning import catalogue
 
@@ -215,6 +243,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "train": ("tune prompts for a frozen T5, or a whole model, from gin files", _train),
     "eval": ("score a run's best prompts, or prompt files, on a split", _eval),
     "infer": ("answer texts with a trained prompt", _infer),
+    "serve": ("answer texts over HTTP, with every prompt of a folder", _serve),
     "export": ("write a prompt as npy, safetensors, PEFT folder, T5X tree or StableHLO", _export),
     "import": ("read a prompt from one of these, with a card that says what it is", _import),
     "interpret": ("show which words a prompt lies near, and its norms", _interpret),

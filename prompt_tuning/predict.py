@@ -9,7 +9,7 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
@@ -33,6 +33,14 @@ class Request:
     prompt: str
     labels: tuple[str, ...] = ()  # to rank; empty: the prompt's own
     decode: bool = False  # write the answer freely instead of ranking labels
+
+
+class Now(NamedTuple):
+    """The bank, the parameters with the bank on the device, and how they are run."""
+
+    bank: Bank
+    params: Params
+    answerer: infer.Answerer
 
 
 class PromptTuned:
@@ -92,6 +100,15 @@ class PromptTuned:
         return cls(frozen, Vocabulary(spelling), bank, mesh, batch_size, shape)
 
     @property
+    def now(self) -> Now:
+        """What answers at this moment, all three of one state; prompts that come or go later do not change it."""
+        bank, params = self._now
+        pairs = zip(bank.entries, self._answerer.slots, strict=True)
+        slots = [entry.slot if entry else free for entry, free in pairs]
+        labels = [entry.labels if entry else () for entry in bank.entries]
+        return Now(bank, params, dataclasses.replace(self._answerer, slots=slots, labels=labels))
+
+    @property
     def bank(self) -> Bank:
         """The prompts as they are now."""
         return self._now[0]
@@ -145,11 +162,7 @@ class PromptTuned:
 
     def answer(self, requests: Sequence[Request], content_free: Sequence[str] = ()) -> list[infer.Answer]:
         """An answer for each request, whatever prompts they name. Raises UserError for one that cannot be answered."""
-        bank, params = self._now
-        pairs = zip(bank.entries, self._answerer.slots, strict=True)
-        slots = [entry.slot if entry else free for entry, free in pairs]
-        labels = [entry.labels if entry else () for entry in bank.entries]
-        answerer = dataclasses.replace(self._answerer, slots=slots, labels=labels)
+        bank, params, answerer = self.now
         questions = [self._question(bank, request) for request in requests]
         written = [r.decode or not answerer.labels_of(q) for r, q in zip(requests, questions, strict=True)]
         answers: list[infer.Answer | None] = [None] * len(requests)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "prompt_tuning"
-ROOMS = sorted([*PACKAGE.glob("*.py"), PACKAGE / "tiny/__init__.py"])
+ROOMS = sorted(PACKAGE.rglob("*.py"))
 
 
 def named(path: Path) -> str:
@@ -24,15 +24,15 @@ def imports(path: Path, everywhere: bool = True) -> set[str]:
     for node in nodes:
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module == "prompt_tuning":
-            found |= {f"prompt_tuning.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module in ("prompt_tuning", "prompt_tuning.serve"):
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
     return found
 
 
 def test_no_room_imports_one_that_imports_it():
-    files = {named(path): path for path in ROOMS if path.parent != PACKAGE or path.stem != "__init__"}
+    files = {named(path): path for path in ROOMS if named(path) != "prompt_tuning"}
     above = {name: imports(path, everywhere=False) & files.keys() for name, path in files.items()}
     left = dict(above)
     while ready := [name for name, needs in left.items() if not needs & left.keys()]:
@@ -50,6 +50,17 @@ def test_only_the_data_room_imports_seqio_and_tensorflow(path):
         assert "tensorflow" not in roots
     if path.stem != "t5x_bridge":
         assert "t5x" not in roots
+
+
+@pytest.mark.parametrize("path", ROOMS, ids=named)
+def test_only_the_server_imports_what_serving_needs(path):
+    if path.parent.name != "serve":
+        assert not {name.split(".")[0] for name in imports(path)} & {
+            "fastapi",
+            "uvicorn",
+            "starlette",
+            "prometheus_client",
+        }
 
 
 def test_training_and_predicting_import_no_tensorflow():

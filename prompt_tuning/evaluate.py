@@ -63,7 +63,9 @@ def _ensembles(
             ]
             together[way] = infer.score(pairs, joint)
         members = {opened.slots[k].name: metrics[k] for k in team}
-        reports[opened.mixtures[team[0]].name] = ensemble.Report(members, together)
+        task, labels = keys[team[0]]
+        named = task if task not in reports else f"{task} ({', '.join(labels)})"
+        reports[named] = ensemble.Report(members, together)
     return reports
 
 
@@ -130,6 +132,8 @@ def _bank(opened: Opened, prompts: dict[str, Prompt]) -> np.ndarray:
         other = prompt.card.base_digest and prompt.card.base_digest != opened.base.digest
         if own != width or other:
             raise UserError(f"The prompt {name} ({length} x {own}) was tuned on another base, {prompt.card.base}; this one is {opened.base.path}, {width} wide.")  # fmt: skip # noqa: E501
+        if length != opened.slots[k].length:
+            raise UserError(f"The prompt {name} has {length} vectors. Type --gin.PROMPT_LENGTH={length}.")
         bank[k, :length] = prompt.vectors
     return bank
 

@@ -9,19 +9,7 @@ from collections.abc import Callable, Sequence
 from prompt_tuning import __version__
 from prompt_tuning.errors import UserError
 
-USAGE = """\
-prompt-tuning COMMAND [FLAGS]
-
-  train   tune prompts for a frozen T5, from gin files
-  eval    score a run's best prompts, or a prompt file, on a split
-  infer   answer texts with a trained prompt
-  export  write a prompt as npy, safetensors, PEFT folder, T5X tree or StableHLO
-  import  read a prompt from one of these, with a card that says what it is
-  interpret  show which words a prompt lies near, and its norms
-  data    list | show NAME | prepare: the tasks and their data
-
-  prompt-tuning COMMAND --help says more. Version {version}.
-
+EXAMPLE = """\
 Example:
   prompt-tuning train --gin_file=runs/sst2_small.gin --gin.MODEL_DIR=runs/sst2 \\
       --gin.INITIAL_CHECKPOINT_PATH=google/t5-small-lm-adapt
@@ -33,27 +21,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    commands: dict[str, Callable[[list[str]], int]] = {
-        "train": _train,
-        "eval": _eval,
-        "infer": _infer,
-        "data": _data,
-        "export": _export,
-        "import": _import,
-        "interpret": _interpret,
-    }
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(USAGE.format(version=__version__))
+        print(_usage())
         return 0
     if argv[0] == "--version":
         print(__version__)
         return 0
     try:
-        if argv[0] not in commands:
+        if argv[0] not in COMMANDS:
             from prompt_tuning.errors import nearest
 
-            raise UserError(f"There is no command {argv[0]!r}.{nearest(argv[0], commands)} Type prompt-tuning --help.")
-        return commands[argv[0]](argv[1:])
+            raise UserError(f"There is no command {argv[0]!r}.{nearest(argv[0], COMMANDS)} Type prompt-tuning --help.")
+        _, run = COMMANDS[argv[0]]
+        return run(argv[1:])
     except UserError as error:
         return _complain(str(error))
     except OSError as error:
@@ -189,11 +169,36 @@ def _data(argv: list[str]) -> int:
     return catalogue.main(argv)
 
 
+def _quickstart(argv: list[str]) -> int:
+    from prompt_tuning import quickstart
+
+    return quickstart.main(argv)
+
+
 def _asks_for_help(parser: argparse.ArgumentParser, argv: list[str]) -> bool:
     if {"-h", "--help"} & set(argv):
         parser.print_help()
         return True
     return False
+
+
+COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+    "quickstart": ("see it work: a prompt for the small base that comes along, in two minutes", _quickstart),
+    "train": ("tune prompts for a frozen T5, or a whole model, from gin files", _train),
+    "eval": ("score a run's best prompts, or prompt files, on a split", _eval),
+    "infer": ("answer texts with a trained prompt", _infer),
+    "export": ("write a prompt as npy, safetensors, PEFT folder, T5X tree or StableHLO", _export),
+    "import": ("read a prompt from one of these, with a card that says what it is", _import),
+    "interpret": ("show which words a prompt lies near, and its norms", _interpret),
+    "data": ("list | show NAME | prepare: the tasks and their data", _data),
+}
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:{width}}  {summary}" for name, (summary, _) in COMMANDS.items())
+    more = f"prompt-tuning COMMAND --help says more. Version {__version__}."
+    return f"prompt-tuning COMMAND [FLAGS]\n\n{listed}\n\n{more}\n\n{EXAMPLE}"
 
 
 if __name__ == "__main__":

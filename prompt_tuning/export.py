@@ -135,17 +135,40 @@ def _load_peft(folder: Path) -> Prompt:
     return Prompt(prompt.vectors, dataclasses.replace(prompt.card, base=base))
 
 
-def _write_t5x(prompt: Prompt, out: Path) -> Path:
-    """A checkpoint of the prompt alone, for T5X's partial restore and the authors' `extract_variable`."""
-    from prompt_tuning import t5x_checkpoint  # TensorStore takes longer to import than everything else here
+def with_base(base_path: str | Path, source: str | Path, out: str | Path) -> Path:
+    """Writes base and prompt as one T5X checkpoint, as the authors' runs leave it; returns `out/checkpoint_STEP`.
 
+    STEP counts from the base's own step, as T5X does. Raises UserError, also where the two widths differ.
+    """
+    from prompt_tuning import base, t5x_checkpoint  # JAX and TensorStore take longer to import than everything else
+
+    loaded, prompt = base.load_base(base_path), load(source)
+    if prompt.vectors.shape[1] != loaded.config.emb_dim:
+        raise UserError(
+            f"The prompt in {source} is {prompt.vectors.shape[1]} wide, the base {loaded.path} {loaded.config.emb_dim}:"
+            " they do not belong together. Give the base that the prompt was tuned on."
+        )
+    params = {**loaded.params, "encoder": {**loaded.params["encoder"], **_tree(prompt)["encoder"]}}
+    step = (loaded.step or 0) + (prompt.card.step or 0)
+    return Path(t5x_checkpoint.save_t5x(params, Path(out).expanduser(), step))
+
+
+def _tree(prompt: Prompt) -> dict:
+    """The prompt where T5X's parameters have it."""
     tree: dict = {}
     at = tree
     *folders, leaf = T5X_NAME.split("/")
     for name in folders:
         at = at.setdefault(name, {})
     at[leaf] = prompt.vectors
-    return Path(t5x_checkpoint.save_t5x(tree, out, prompt.card.step or 0))
+    return tree
+
+
+def _write_t5x(prompt: Prompt, out: Path) -> Path:
+    """A checkpoint of the prompt alone, for T5X's partial restore and the authors' `extract_variable`."""
+    from prompt_tuning import t5x_checkpoint  # TensorStore takes longer to import than everything else here
+
+    return Path(t5x_checkpoint.save_t5x(_tree(prompt), out, prompt.card.step or 0))
 
 
 def _load_t5x(folder: Path) -> Prompt:

@@ -132,7 +132,7 @@ def _infer(argv: list[str]) -> int:
         "prompt-tuning infer", description="Answers texts with a trained prompt, as JSON lines.", allow_abbrev=False
     )
     parser.add_argument("text", nargs="*", help="texts, as the task words them ('sentence: a fine film')")
-    parser.add_argument("--prompt", required=True, metavar="FILE", help="a prompt of MODEL_DIR/prompts, or a .npy")
+    parser.add_argument("--prompt", required=True, action="append", metavar="FILE", help="a prompt of MODEL_DIR/prompts, or a .npy; of several, each line of .jsonl names its own as 'prompt'")  # fmt: skip # noqa: E501
     parser.add_argument(
         "--base", metavar="PATH", help="the frozen base; the prompt's card names the one it was tuned on"
     )

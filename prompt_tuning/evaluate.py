@@ -3,13 +3,14 @@
 import collections
 import dataclasses
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 from prompt_tuning import device, ensemble, infer, inits, prompt_file
 from prompt_tuning.bank import PLACEMENTS, name_of
@@ -62,14 +63,18 @@ def _ensembles(
             ]
             together[way] = infer.score(pairs, joint)
         members = {opened.slots[k].name: metrics[k] for k in team}
-        reports[opened.mixtures[team[0]].name] = ensemble.Report(members, together)
+        task, labels = keys[team[0]]
+        named = task if task not in reports else f"{task} ({', '.join(labels)})"
+        reports[named] = ensemble.Report(members, together)
     return reports
 
 
 def _show(
     opened: Opened, held_out: list, steps: list[str], metrics: list[Metrics], reports: dict[str, ensemble.Report]
 ) -> None:
-    table = Table("prompt", "step", "split", "examples", "metrics", box=None, header_style="bold")
+    table = Table(
+        Column("prompt", overflow="fold"), "step", "split", "examples", "metrics", box=None, header_style="bold"
+    )
     for slot, step, pairs, found in zip(opened.slots, steps, held_out, metrics, strict=True):
         table.add_row(slot.name, step, opened.run.data.eval_split, f"{sum(len(e) for _, e in pairs):,}", _words(found))
     console = Console()
@@ -127,6 +132,8 @@ def _bank(opened: Opened, prompts: dict[str, Prompt]) -> np.ndarray:
         other = prompt.card.base_digest and prompt.card.base_digest != opened.base.digest
         if own != width or other:
             raise UserError(f"The prompt {name} ({length} x {own}) was tuned on another base, {prompt.card.base}; this one is {opened.base.path}, {width} wide.")  # fmt: skip # noqa: E501
+        if length != opened.slots[k].length:
+            raise UserError(f"The prompt {name} has {length} vectors. Type --gin.PROMPT_LENGTH={length}.")
         bank[k, :length] = prompt.vectors
     return bank
 
@@ -136,12 +143,18 @@ def _step(prompt: Prompt) -> str:
 
 
 def _named(files: Sequence[str]) -> dict[str, Prompt]:
-    """Prompts by name: that of the card or file, or where two share it, the path. A folder stands for all in it."""
+    """Prompts by name: that of the card or file, or where two share it, what differs in the path.
+
+    A folder stands for all prompts in it.
+    """
     paths = [path for file in files for path in _inside(Path(file).expanduser())]
     prompts = {str(path): prompt_file.load(path) for path in paths}
     names = {path: name_of(path, prompt.card) for path, prompt in prompts.items()}
     counts = collections.Counter(names.values())
-    return {names[path] if counts[names[path]] == 1 else path: prompt for path, prompt in prompts.items()}
+    alike = [path for path in prompts if counts[names[path]] > 1]
+    shared = os.path.commonpath([Path(path).parent for path in alike]) if alike else ""
+    told = lambda path: os.path.relpath(path, shared) if path in alike else names[path]
+    return {told(path): prompt for path, prompt in prompts.items()}
 
 
 def _inside(path: Path) -> list[Path]:

@@ -121,7 +121,15 @@ class PromptTuned:
     @property
     def labels(self) -> tuple[str, ...]:
         """The answers that the only prompt ranks; empty if it writes freely."""
-        return self.bank.entry(self._only()).labels
+        return self.bank.entry(self.only).labels
+
+    @property
+    def only(self) -> str:
+        """The name of the prompt, where there is one. Raises UserError where there are several."""
+        names = self.bank.names
+        if len(names) != 1:
+            raise UserError(f"{len(names)} prompts are loaded ({', '.join(names) or 'none'}): name the one to use.")
+        return names[0]
 
     def add(self, prompt: Loadable, name: str | None = None, labels: Sequence[str] | None = None) -> str:
         """Puts a prompt into a free slot; returns its name, by default the card's or the file's.
@@ -156,7 +164,7 @@ class PromptTuned:
         `prompt` names the prompt, or one for each text; it may be left out where only one is loaded. `content_free`
         inputs calibrate the ranking, as `infer.rank` says.
         """
-        named = [prompt or self._only()] * len(texts) if isinstance(prompt, str | None) else prompt
+        named = [prompt or self.only] * len(texts) if isinstance(prompt, str | None) else prompt
         requests = [Request(text, name, decode=decode) for text, name in zip(texts, named, strict=True)]
         return self.answer(requests, content_free)
 
@@ -199,12 +207,6 @@ class PromptTuned:
         if room and (tokens := sum(len(self.vocabulary.encode(label)) + 1 for label in labels)) > room:
             raise UserError(f"The labels of the prompt {name} have {tokens} tokens together, and there is room for {room}.")  # fmt: skip # noqa: E501
 
-    def _only(self) -> str:
-        names = self.bank.names
-        if len(names) != 1:
-            raise UserError(f"{len(names)} prompts are loaded ({', '.join(names) or 'none'}): name the one to use.")
-        return names[0]
-
     def _set(self, bank: Bank) -> None:
         self._now = bank, self._on_device(bank)  # together, so that a thread sees both or neither
 
@@ -226,23 +228,23 @@ def main(options: argparse.Namespace) -> int:
         raise UserError("Texts stand both on the command line and in --input: give one of them.")
     if not options.text and not options.input:
         raise UserError("There is nothing to answer. Type texts, or --input FILE (- for standard input).")
-    texts = list(options.text) or _read(options.input)
-    if not texts:
+    asked = [(text, None) for text in options.text] or _read(options.input)
+    if not asked:
         raise UserError(f"{options.input} holds no text.")
     tuned = PromptTuned.load(options.base, options.prompt, options.labels, options.vocabulary, options.batch_size)
-    answers = tuned.predict(texts, options.decode, content_free=options.content_free)
-    (name,) = tuned.prompts
+    requests = [Request(text, name or tuned.only, decode=options.decode) for text, name in asked]
+    answers = tuned.answer(requests, options.content_free)
     with _output(options.output) as out:
-        for text, answer in zip(texts, answers, strict=True):
-            row = {"text": text, "prediction": answer.text, "probabilities": answer.probabilities, "score": answer.score, "prompt": name}  # fmt: skip # noqa: E501
+        for request, answer in zip(requests, answers, strict=True):
+            row = {"text": request.text, "prediction": answer.text, "probabilities": answer.probabilities, "score": answer.score, "prompt": request.prompt}  # fmt: skip # noqa: E501
             if answer.prior:
                 row["prior"] = answer.prior  # of the labels, behind an input that says nothing
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
     return 0
 
 
-def _read(name: str) -> list[str]:
-    """A text a line; in .jsonl files, or lines that are JSON objects on standard input, the field 'text'."""
+def _read(name: str) -> list[tuple[str, str | None]]:
+    """A text a line; in .jsonl files, or lines that are JSON objects on standard input, 'text' and perhaps 'prompt'."""
     path = Path(name)
     if name != "-" and not path.is_file():
         raise UserError(f"There is no input file {name}.")
@@ -251,10 +253,10 @@ def _read(name: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise UserError(f"{name} is not UTF-8 text (byte {error.start}).") from error
     json_lines = path.suffix == ".jsonl" or (name == "-" and lines and lines[0].startswith("{"))
-    return [_field(name, n, line) if json_lines else line for n, line in enumerate(lines, 1) if line.strip()]
+    return [_fields(name, n, line) if json_lines else (line, None) for n, line in enumerate(lines, 1) if line.strip()]
 
 
-def _field(name: str, number: int, line: str) -> str:
+def _fields(name: str, number: int, line: str) -> tuple[str, str | None]:
     try:
         row = json.loads(line)
     except ValueError as error:
@@ -262,7 +264,10 @@ def _field(name: str, number: int, line: str) -> str:
     text = row.get("text", row.get("inputs")) if isinstance(row, dict) else None
     if not isinstance(text, str):
         raise UserError(f"{name}, line {number} has no 'text' (or 'inputs') that is a string: {line[:80]}")
-    return text
+    prompt = row.get("prompt")
+    if not isinstance(prompt, str | None):
+        raise UserError(f"{name}, line {number}: 'prompt' is the name of one, not {prompt!r}.")
+    return text, prompt
 
 
 @contextlib.contextmanager

@@ -24,8 +24,8 @@ def export_parser() -> argparse.ArgumentParser:
     parser.add_argument("source", help="a prompt file, a run's folder, a PEFT folder, or a T5X checkpoint")
     parser.add_argument("--out", required=True, metavar="PATH", help="a .npy or .safetensors file, else a folder")
     parser.add_argument("--format", metavar="NAME", help=f"{', '.join(_formats())}; default: as --out ends")
-    group = parser.add_argument_group("for stablehlo, which holds the base too")
-    group.add_argument("--base", metavar="PATH", help="default: the base that the prompt's card names")
+    group = parser.add_argument_group("for stablehlo, which holds the base too, and (--base alone) t5x, which may")
+    group.add_argument("--base", metavar="PATH", help="default: for stablehlo, the one that the prompt's card names")
     group.add_argument("--vocabulary", metavar="FILE", help="SentencePiece model; default: the one beside the base")
     group.add_argument("--labels", nargs="+", metavar="LABEL", help="rank these; default: those of the prompt's card")
     group.add_argument("--input_length", type=int, metavar="N", help="most tokens of an input; default: the card's, or 512")  # fmt: skip # noqa: E501
@@ -41,7 +41,12 @@ def export_main(options: argparse.Namespace) -> int:
         raise UserError(f"{said} Type --format NAME: {', '.join(_formats())}.")
     if out.is_file():
         raise UserError(f"{out} exists already. Give another name, or remove it.")
-    written = _export_program(options, out) if name == STABLEHLO else export.export(options.source, name, out)
+    if name == STABLEHLO:
+        written = _export_program(options, out)
+    elif name == "t5x" and options.base:
+        written = export.with_base(options.base, options.source, out)
+    else:
+        written = export.export(options.source, name, out)
     print(f"{name}: {written}")
     return 0
 

@@ -1,19 +1,23 @@
 """Prompts come and go in a bank of fixed size: each text behind its own, nothing compiled again."""
 
 import dataclasses
+import json
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from prompt_tuning import layout, prompt_file
+from prompt_tuning import cli, decode, infer, layout, prompt_file
 from prompt_tuning.errors import UserError
 from prompt_tuning.predict import PromptTuned, Request
 from prompt_tuning.prompt_file import Card, Prompt
+from prompt_tuning.slots import Slot
+from prompt_tuning.step import Model
 
 TEXTS = ["review: a fine film about war", "review: a dull film about love", "review: a weak film"]
-LABELS = ("negative", "positive")
+LABELS = ("love", "war", "a")  # none so long that its likelihood vanishes beside the others'
 SHAPE = layout.Shape(64, 32, (8, 16))
 
 
@@ -45,18 +49,17 @@ def compiled() -> list[str]:
 
 
 def test_a_mixed_batch_answers_as_each_prompt_alone(home, tuned):
-    alone = [
-        PromptTuned.load(str(home / "base"), one).predict(TEXTS)
-        for one in (prompt(6, 1), prompt(3, 2, placement="behind"))
-    ]
     mixed = tuned.predict([t for t in TEXTS for _ in range(2)], prompt=["p1", "p2"] * 3)
-    for i, answer in enumerate(mixed):
-        expected = alone[i % 2][i // 2]
-        assert answer.text == expected.text
-        assert answer.probabilities == pytest.approx(expected.probabilities, abs=1e-5)
+    alone = [tuned.predict(TEXTS, prompt=name) for name in ("p1", "p2")]
+    alone.append(PromptTuned.load(str(home / "base"), prompt(6, 1)).predict(TEXTS))
+    for found, expected in ((mixed[::2], alone[0]), (mixed[1::2], alone[1]), (mixed[::2], alone[2])):
+        for a, b in zip(found, expected, strict=True):
+            assert a.text == b.text and a.probabilities == pytest.approx(b.probabilities, abs=1e-5)
+            assert a.score == pytest.approx(b.score, abs=1e-4)
+    assert alone[0][0].probabilities != pytest.approx(alone[1][0].probabilities, abs=1e-3)
     written = tuned.predict(TEXTS * 2, decode=True, prompt=["p1"] * 3 + ["p2"] * 3)
-    apart = [PromptTuned.load(str(home / "base"), prompt(6, 1)).predict(TEXTS, decode=True)]
-    assert [a.text for a in written[:3]] == [a.text for a in apart[0]]
+    apart = [answer for name in ("p1", "p2") for answer in tuned.predict(TEXTS, decode=True, prompt=name)]
+    assert [a.text for a in written] == [a.text for a in apart]
 
 
 def test_prompts_are_added_and_removed_without_compiling(tuned, compiled):
@@ -125,6 +128,37 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(home, tuned):
     full = PromptTuned.load(str(home / "base"), [prompt(2, 1), prompt(2, 2)])
     with pytest.raises(UserError, match="Remove a prompt"):
         full.add(prompt(2, 3))
+
+
+def test_infer_answers_each_line_behind_the_prompt_it_names(home, tmp_path, capsys):
+    for seed in (1, 2):
+        prompt_file.save_safetensors(tmp_path / f"{seed}.safetensors", prompt(4, seed))
+    (tmp_path / "mixed.jsonl").write_text(
+        "".join(json.dumps({"text": t, "prompt": f"p{1 + i % 2}"}) + "\n" for i, t in enumerate(TEXTS))
+    )
+    files = [word for seed in (1, 2) for word in ("--prompt", str(tmp_path / f"{seed}.safetensors"))]
+    arguments = [*files, "--base", str(home / "base"), "--input", str(tmp_path / "mixed.jsonl")]
+    assert cli.main(["infer", *arguments]) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [row["prompt"] for row in rows] == ["p1", "p2", "p1"]
+    both = PromptTuned.load(str(home / "base"), [prompt(4, 1), prompt(4, 2)])
+    for row, answer in zip(rows, both.predict(TEXTS, prompt=["p1", "p2", "p1"]), strict=True):
+        assert row["probabilities"] == answer.probabilities
+    (tmp_path / "mixed.jsonl").write_text(json.dumps({"text": "no prompt"}))
+    assert cli.main(["infer", *arguments]) == 2
+    assert "name the one to use" in capsys.readouterr().err
+
+
+def test_what_is_sampled_comes_from_the_seed(home):
+    opened = PromptTuned.open(str(home / "base"), 1, 3)
+    answerer = infer.Answerer(
+        Model(opened.base.config, 1, 3), (Slot(length=3),), ((),), opened.vocabulary, opened.mesh, target_length=8
+    )
+    params = opened.base.params | {"prompt": {"bank": jnp.asarray(prompt(3, 1).vectors)[None]}}
+    asked = [infer.Question(np.array([5, 6, 7, 1], np.int32), 0)] * 8
+    draw = lambda seed: [a.score for a in infer.write(answerer, params, asked, decode.sample, seed)]
+    assert draw(1) == draw(1) != draw(2)
+    assert len(set(draw(1))) > 1, "examples do not share what they draw"
 
 
 def test_a_prompt_is_named_by_its_card_or_else_its_file(home, tmp_path: Path, tuned):

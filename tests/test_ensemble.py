@@ -1,6 +1,7 @@
 """Prompts of one task answer together: majority vote, ties by mean likelihood; calibrated rankings."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from prompt_tuning import cli, ensemble, prompt_file
 from prompt_tuning.infer import Answer
 from prompt_tuning.predict import PromptTuned
 
-LABELS = ("negative", "positive")
+LABELS = ("flat", "war", "rain", "film")  # of as many pieces each
 
 
 def ranked(*probabilities: float) -> Answer:
@@ -43,33 +44,39 @@ def test_slots_of_one_task_and_its_labels_are_a_team():
 
 
 @pytest.fixture(scope="module")
-def prompts(home, tmp_path_factory) -> list[str]:
+def prompts(tmp_path_factory) -> list[str]:
     """Three prompts of one name."""
     folder = tmp_path_factory.mktemp("prompts")
     for seed, length in enumerate((5, 2, 3)):
-        vectors = np.random.default_rng(seed).normal(size=(length, 16)).astype(np.float32)
+        vectors = np.random.default_rng(seed).normal(size=(length, 16), scale=5).astype(np.float32)
         card = prompt_file.Card(name="films", labels=LABELS, step=seed)
         prompt_file.save_safetensors(folder / f"{seed}.safetensors", prompt_file.Prompt(vectors, card))
     return sorted(map(str, folder.iterdir()))
 
 
 def test_eval_scores_prompt_files_alone_and_as_an_ensemble(home, prompts, tmp_path, capsys):
-    assert cli.main(["eval", "--prompts", *prompts, *flags(home, tmp_path)]) == 0
+    texts = [json.loads(line)["text"] for line in (home / "dev.jsonl").read_text().splitlines()]
+    rows = [{"text": text, "label": LABELS[2 + (i % 4 == 0)]} for i, text in enumerate(texts)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "dev.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    task = (home / "task.toml").read_text().replace('["negative", "positive"]', json.dumps(LABELS))
+    (tmp_path / "task.toml").write_text(task)
+    settings = flags(home, tmp_path, TASK_FILE=tmp_path / "task.toml")
+    assert cli.main(["eval", "--prompts", *prompts, *settings]) == 0
     found = json.loads((tmp_path / "eval.jsonl").read_text())
     together = found["ensembles"]["films"]
-    assert list(found["metrics"]) == together["members"] == prompts and found["step"] == ["0", "1", "2"]
+    names = [Path(path).name for path in prompts]  # a name that several have would tell nothing
+    assert list(found["metrics"]) == together["members"] == names and found["step"] == ["0", "1", "2"]
     alone = [m["accuracy"] for m in found["metrics"].values()]
     assert together["mean"]["accuracy"] == pytest.approx(np.mean(alone))
     (best,) = together["best"].values()
-    assert best["accuracy"] == max(alone)
+    assert best["accuracy"] == max(alone) > min(alone)
 
-    rows = [json.loads(line) for line in (home / "dev.jsonl").read_text().splitlines()]
-    texts = [f"review: {row['text']}" for row in rows]
-    each = [PromptTuned.load(str(home / "base"), path).predict(texts) for path in prompts]
+    each = [PromptTuned.load(str(home / "base"), path).predict([f"review: {t}" for t in texts]) for path in prompts]
+    right = lambda answers: 100 * np.mean([a.text == row["label"] for a, row in zip(answers, rows, strict=True)])
+    assert alone == pytest.approx([right(answers) for answers in each])
     for way, combine in ensemble.WAYS.items():
-        answers = [combine(members).text for members in zip(*each, strict=True)]
-        right = np.mean([answer == row["label"] for answer, row in zip(answers, rows, strict=True)])
-        assert together[way]["accuracy"] == pytest.approx(100 * right)
+        assert together[way]["accuracy"] == pytest.approx(right(list(map(combine, zip(*each, strict=True)))))
     assert "ensemble, majority vote" in capsys.readouterr().out
 
 
@@ -83,7 +90,7 @@ def test_calibration_divides_by_what_says_nothing(home, prompts, capsys):
         expected = np.array(list(before.probabilities.values())) / np.mean(priors, axis=0)
         assert list(after.probabilities.values()) == pytest.approx(expected / expected.sum(), rel=1e-4)
     says_nothing = tuned.predict(nothing[:1], content_free=nothing[:1])[0]
-    assert list(says_nothing.probabilities.values()) == pytest.approx([0.5, 0.5], abs=1e-6)
+    assert list(says_nothing.probabilities.values()) == pytest.approx([0.25] * 4, abs=1e-6)
 
     arguments = ["--prompt", prompts[0], "--base", str(home / "base"), "--content_free", *nothing]
     assert cli.main(["infer", texts[0], *arguments]) == 0

@@ -45,6 +45,13 @@ def test_export_takes_the_format_from_the_ending_or_the_flag(source, tmp_path):
         np.testing.assert_array_equal(export.load(tmp_path / out).vectors, VECTORS)
 
 
+def test_a_t5x_tree_holds_the_base_too_where_one_is_named(home, source, tmp_path):
+    arguments = ["--format", "t5x", "--base", str(home / "base"), "--out", str(tmp_path / "both")]
+    assert cli.main(["export", str(source), *arguments]) == 0
+    assert load_base(tmp_path / "both").digest == load_base(home / "base").digest
+    np.testing.assert_array_equal(export.load(tmp_path / "both").vectors, VECTORS)
+
+
 def test_a_run_folder_stands_for_its_only_prompt(source, tmp_path, capsys):
     (tmp_path / "run" / "prompts").mkdir(parents=True)
     prompt_file.save_safetensors(tmp_path / "run" / "prompts" / "a.safetensors", export.load(source))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 import shutil
 import sys
 import types
@@ -131,6 +132,11 @@ def test_scanned_layers_and_optimizer_states_load_as_the_plain_checkpoint(t5x):
         table = target.pop(f"{stack}/relpos_bias/rel_embedding")
         layers = len(stacked[f"{stack}/{stack}/mlp/wo/kernel"])
         target[f"{stack}/{stack}/relpos_bias/rel_embedding"] = np.repeat(table[:, None], layers, axis=1)
+    for name, array in target.items():  # and keeps heads and head width apart
+        if "attention/out/kernel" in name:
+            target[name] = np.moveaxis(np.moveaxis(array, 1, 0).reshape(-1, 3, 6, 16), 0, 1)
+        elif re.search("attention/(query|key|value)/kernel", name):
+            target[name] = array.reshape(*array.shape[:2], 3, 6)
     index["optimizer"]["target"] = traverse_util.unflatten_dict(target, sep="/")
     index["optimizer"]["state"]["param_states"] = {"decoder": {"v_row": np.ones(3, np.float32)}}
     write_index(t5x, index)

@@ -17,14 +17,15 @@ from flax import traverse_util
 from prompt_tuning import huggingface, t5x_checkpoint
 from prompt_tuning.base_source import Source, Tensor
 from prompt_tuning.errors import UserError
-from prompt_tuning.t5 import T5Config, parameter_shapes
+from prompt_tuning.t5 import T5, T5Config, parameter_shapes
 from prompt_tuning.t5x_checkpoint import save_t5x
 
-__all__ = ["Base", "load_base", "save_t5x"]
+__all__ = ["Base", "load_base", "random_base", "save_t5x"]
 
 Shardings = Callable[[T5Config], Any]  # from a config to a tree of jax.sharding.Sharding, one a parameter
 
 WORKERS = 4  # tensors on the way from disk to device at once: what loading needs beside the model itself
+TINY = "tiny"  # the name of the base that comes with this project
 VOCABULARIES = ("spiece.model", "sentencepiece.model")
 
 
@@ -46,7 +47,7 @@ def load_base(
     dtype: Any = jnp.float32,
     shardings: Shardings | None = None,
 ) -> Base:
-    """Loads a T5X `checkpoint_N` folder, a `MODEL_DIR` of such, a Hugging Face T5 folder or the name of one on the hub.
+    """Loads a T5X `checkpoint_N` folder, a `MODEL_DIR` of such, a Hugging Face T5 folder, one on the hub, or "tiny".
 
     Sizes are read from the files; `expected` must agree with them. Weights are stored as `dtype`, one tensor at a time:
     the host never holds more than `WORKERS` of them. Activations have `expected`'s dtype, or `dtype`.
@@ -63,12 +64,22 @@ def load_base(
     for name in sorted(flat):
         total.update(f"{name} {flat[name].shape} {digests[name]}\n".encode())
     params = traverse_util.unflatten_dict(flat, sep="/")
-    return Base(source.path, config, params, total.hexdigest(), source.step, _vocabulary(source.path))
+    return Base(source.path, config, params, total.hexdigest(), source.step, vocabulary_beside(source.path))
+
+
+def random_base(config: T5Config, seed: int, shardings: Shardings | None = None) -> Base:
+    """A T5 that has learned nothing yet, drawn as T5X draws it; float32."""
+    tokens = jnp.ones((1, 1), jnp.int32)
+    draw = lambda key: T5(config).init(key, tokens, tokens)["params"]
+    params = jax.jit(draw, out_shardings=shardings(config) if shardings else None)(jax.random.key(seed))
+    return Base(f"drawn at random (seed {seed})", config, params, f"random seed {seed}", 0, None)
 
 
 def open_source(path: str | Path, expected: T5Config | None = None) -> Source:
     """Tells from what stands there which kind of base it is, and opens it without reading weights."""
     text = str(path).rstrip("/")
+    if text == TINY:
+        text = str(Path(__file__).with_name("tiny"))
     if text.startswith("gs://"):
         return t5x_checkpoint.open_checkpoint(t5x_checkpoint.newest(text), expected)
     folder = Path(text).expanduser()
@@ -176,7 +187,8 @@ def _host(source: Source, name: str, tensor: Tensor) -> np.ndarray:
     return array
 
 
-def _vocabulary(path: str) -> str | None:
+def vocabulary_beside(path: str) -> str | None:
+    """The SentencePiece model beside the weights in `path`, or in the folder above."""
     if path.startswith("gs://"):
         return None
     beside = [folder / name for folder in (Path(path), Path(path).parent) for name in VOCABULARIES]

@@ -1,13 +1,15 @@
 """What the trainer is fed: each slot's examples in its own order, packed ahead of the step by a thread."""
 
+import abc
+import itertools
 import queue
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 from prompt_tuning import layout
 from prompt_tuning.errors import UserError
-from prompt_tuning.examples import Examples, Mixture, Task
+from prompt_tuning.examples import Mixture, Task
 from prompt_tuning.layout import Batch, Item
 from prompt_tuning.order import Order
 from prompt_tuning.run import Opened
@@ -16,11 +18,42 @@ PREFETCH = 4  # batches laid out ahead of the step
 SAMPLED = 16  # batches that the row shape is planned from
 
 
-class TrainingData:
-    """The training examples of every slot, in the slot's own order."""
+class Feed(abc.ABC):
+    """The examples of every step, and the rows they are packed into."""
 
     def __init__(self, opened: Opened) -> None:
         self.opened, self.run = opened, opened.run
+
+    @abc.abstractmethod
+    def items(self, step: int) -> list[Item]:
+        """The K * B examples of one step."""
+
+    @property
+    @abc.abstractmethod
+    def longest(self) -> tuple[int, int]:
+        """The longest input with its prompt, and the longest target, of all that will come."""
+
+    @property
+    @abc.abstractmethod
+    def described(self) -> str:
+        """What there is, in words."""
+
+    def plan(self) -> layout.Shape:
+        """The rows that the run's batches are packed into, planned from its first ones."""
+        sample = [self.items(step) for step in range(SAMPLED)]
+        multiple = self.opened.mesh.shape["data"] * self.run.microbatches
+        return layout.plan(sample, self.longest, self.run.packing, multiple)
+
+    def batch(self, step: int, shape: layout.Shape) -> Batch:
+        """The packed batch of one step."""
+        return layout.pack(self.items(step), shape, self.opened.model.length)
+
+
+class TrainingData(Feed):
+    """The training examples of every slot, in the slot's own order."""
+
+    def __init__(self, opened: Opened) -> None:
+        super().__init__(opened)
         loaded = {id(task): task.load("train") for mixture in opened.mixtures for task, rate in _drawn(mixture)}
         self.sets = [[loaded[id(task)] for task, _ in _drawn(mixture)] for mixture in opened.mixtures]
         for sets, slot in zip(self.sets, opened.slots, strict=True):
@@ -32,34 +65,72 @@ class TrainingData:
         ]
 
     def items(self, step: int) -> list[Item]:
-        """The K * B examples of one step."""
         made = []
         for k, (slot, sets, order) in enumerate(zip(self.opened.slots, self.sets, self.orders, strict=True)):
             for n, (t, i) in enumerate(order(step * self.run.batch_size, self.run.batch_size)):
                 made.append(Item(sets[t].inputs[i], [sets[t].targets[i]], k, n, slot.length, slot.placement))
         return made
 
-    def plan(self) -> layout.Shape:
-        """The rows that the run's batches are packed into, planned from its first ones."""
-        longest = max(
+    @property
+    def longest(self) -> tuple[int, int]:
+        source = max(
             int(examples.inputs.lengths.max()) + slot.length
             for sets, slot in zip(self.sets, self.opened.slots, strict=True)
             for examples in sets
         )
-        target = max(int(examples.targets.lengths.max()) for sets in self.sets for examples in sets)
-        sample = [self.items(step) for step in range(SAMPLED)]
-        return layout.plan(
-            sample, (longest, target), self.run.packing, self.opened.mesh.shape["data"] * self.run.microbatches
-        )
+        return source, max(int(examples.targets.lengths.max()) for sets in self.sets for examples in sets)
 
     @property
-    def distinct(self) -> list[Examples]:
+    def described(self) -> str:
         """Each training set once, however many slots draw from it."""
-        return list({id(examples): examples for sets in self.sets for examples in sets}.values())
+        distinct = list({id(examples): examples for sets in self.sets for examples in sets}.values())
+        cut = sum(e.truncated for e in distinct)
+        sets = ", ".join(f"{e.task} {len(e):,}" for e in distinct)
+        return sets + (f"; {cut:,} inputs cut at {self.run.data.lengths['inputs']} tokens" if cut else "")
 
-    def batch(self, step: int, shape: layout.Shape) -> Batch:
-        """The packed batch of one step."""
-        return layout.pack(self.items(step), shape, self.opened.model.length)
+
+class StreamedData(Feed):
+    """Text as it comes from one task, for a single model; a resumed run reads on from the step's place."""
+
+    def __init__(self, opened: Opened, split: str = "train") -> None:
+        super().__init__(opened)
+        (mixture,) = opened.mixtures
+        if len(mixture.tasks) != 1 or not hasattr(mixture.tasks[0], "stream"):
+            raise UserError(
+                f"{mixture.name} cannot be read as a stream, which one SeqIO task can: give a task such as"
+                " text_span_corruption (DATA_DIR/corpus/*.txt) or c4_prefix_lm as MIXTURE_OR_TASK_NAME."
+            )
+        self.task, self.split = mixture.tasks[0], split
+        self._next, self._stream = -1, iter(())
+        self._planned: dict[int, list[Item]] = {}  # the steps that `plan` looks at, so that they are read once
+
+    def items(self, step: int) -> list[Item]:
+        """Quick for the step after the last one asked for; any other is read for from the start."""
+        if step in self._planned:
+            return self._planned[step]
+        if step != self._next:
+            self._stream = self.task.stream(self.split, self.opened.slots[0].seed, step * self.run.batch_size)
+        self._next = step + 1
+        taken = self._take(self._stream, self.run.batch_size)
+        if step < SAMPLED:
+            self._planned[step] = taken
+        return taken
+
+    def first(self, count: int) -> list[Item]:
+        """The first examples of a split that ends."""
+        return self._take(self.task.stream(self.split, None), count)
+
+    def _take(self, stream: Iterator, count: int) -> list[Item]:
+        taken = itertools.islice(stream, count)
+        return [Item(inputs, [targets], 0, n) for n, (inputs, targets) in enumerate(taken)]
+
+    @property
+    def longest(self) -> tuple[int, int]:
+        return self.run.data.lengths["inputs"], self.run.data.lengths["targets"]
+
+    @property
+    def described(self) -> str:
+        return f"{self.task.name}, read as it comes"
 
 
 def _drawn(mixture: Mixture) -> list[tuple[Task, float]]:

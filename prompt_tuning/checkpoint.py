@@ -18,21 +18,22 @@ KEEP = 2  # the newest, and the one before it in case the newest is damaged
 
 @struct.dataclass
 class Best:
-    """Each slot's prompt at its best evaluation."""
+    """Each slot at its best evaluation: its prompt, or (K = 1) the whole model."""
 
-    bank: np.ndarray  # float32[K P D]
+    params: Any  # {"prompt": {"bank": float32[K P D]}} or a model's tree
     score: np.ndarray  # float64[K], -inf before the first evaluation
     step: np.ndarray  # int64[K]
 
     @classmethod
-    def none(cls, bank: np.ndarray) -> "Best":
-        return cls(np.array(bank), np.full(len(bank), -np.inf), np.zeros(len(bank), np.int64))
+    def none(cls, params: Any, slots: int) -> "Best":
+        return cls(jax.tree.map(np.array, params), np.full(slots, -np.inf), np.zeros(slots, np.int64))
 
-    def updated(self, bank: np.ndarray, scores: np.ndarray, step: int) -> "Best":
+    def updated(self, params: Any, scores: np.ndarray, step: int) -> "Best":
         """With the slots whose score rose at `step`."""
         better = scores > self.score
+        take = lambda new, old: np.where(better.reshape(-1, *[1] * (old.ndim - 1)), np.asarray(new), old)
         return Best(
-            np.where(better[:, None, None], bank, self.bank),
+            jax.tree.map(take, params, self.params) if better.any() else self.params,
             np.where(better, scores, self.score),
             np.where(better, step, self.step),
         )

@@ -1,4 +1,4 @@
-"""prompt-tuning train | eval | infer | serve | data: dispatches; a mistake becomes a paragraph and exit code 2."""
+"""prompt-tuning train | eval | infer | ...: dispatches, and turns mistakes into a paragraph and exit code 2."""
 
 import argparse
 import errno
@@ -9,17 +9,7 @@ from collections.abc import Callable, Sequence
 from prompt_tuning import __version__
 from prompt_tuning.errors import UserError
 
-USAGE = """\
-prompt-tuning COMMAND [FLAGS]
-
-  train   tune prompts for a frozen T5, from gin files
-  eval    score a run's best prompts, or a prompt file, on a split
-  infer   answer texts with a trained prompt
-  serve   answer texts over HTTP, with every prompt of a folder
-  data    list | show NAME | prepare: the tasks and their data
-
-  prompt-tuning COMMAND --help says more. Version {version}.
-
+EXAMPLE = """\
 Example:
   prompt-tuning train --gin_file=runs/sst2_small.gin --gin.MODEL_DIR=runs/sst2 \\
       --gin.INITIAL_CHECKPOINT_PATH=google/t5-small-lm-adapt
@@ -31,25 +21,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
-    commands: dict[str, Callable[[list[str]], int]] = {
-        "train": _train,
-        "eval": _eval,
-        "infer": _infer,
-        "serve": _serve,
-        "data": _data,
-    }
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(USAGE.format(version=__version__))
+        print(_usage())
         return 0
     if argv[0] == "--version":
         print(__version__)
         return 0
     try:
-        if argv[0] not in commands:
+        if argv[0] not in COMMANDS:
             from prompt_tuning.errors import nearest
 
-            raise UserError(f"There is no command {argv[0]!r}.{nearest(argv[0], commands)} Type prompt-tuning --help.")
-        return commands[argv[0]](argv[1:])
+            raise UserError(f"There is no command {argv[0]!r}.{nearest(argv[0], COMMANDS)} Type prompt-tuning --help.")
+        _, run = COMMANDS[argv[0]]
+        return run(argv[1:])
     except UserError as error:
         return _complain(str(error))
     except OSError as error:
@@ -63,6 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _complain(message: str) -> int:
     sys.stdout.flush()
+    message = message.split("\n  In call to configurable")[0]  # which gin adds, and means nothing to a person
     print(f"prompt-tuning: {message}", file=sys.stderr)
     return 2
 
@@ -84,8 +69,11 @@ def _gin_parser(command: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def _parse_gin(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Namespace:
-    """Reads the flags and configures gin; `--gin.NAME VALUE` and `--gin.NAME=VALUE` are the same."""
+def _parse_gin(parser: argparse.ArgumentParser, argv: list[str], first: Sequence[str] = ()) -> argparse.Namespace:
+    """Reads the flags and configures gin, from the files `first` and those of the flags.
+
+    `--gin.NAME VALUE` and `--gin.NAME=VALUE` are the same.
+    """
     import prompt_tuning.train  # noqa: F401 - registers what gin files name
     from prompt_tuning import configure
 
@@ -106,7 +94,7 @@ def _parse_gin(parser: argparse.ArgumentParser, argv: list[str]) -> argparse.Nam
     options = parser.parse_args(plain)
     files = [file for group in options.gin_file for file in group.split(",") if file]
     folders = [folder for folder in options.gin_search_paths.split(",") if folder]
-    configure.parse(files, [*options.gin_bindings, *bindings], folders)
+    configure.parse([*first, *files], [*options.gin_bindings, *bindings], folders)
     return options
 
 
@@ -123,14 +111,19 @@ def _train(argv: list[str]) -> int:
 
 
 def _eval(argv: list[str]) -> int:
-    parser = _gin_parser("eval", "Scores the best prompts of the run in MODEL_DIR, or PROMPT_FILE, on EVAL_SPLIT.")
+    parser = _gin_parser(
+        "eval",
+        "Scores the best prompts of the run in MODEL_DIR, or prompts from files, on EVAL_SPLIT;\n"
+        "several prompts of one task are scored as an ensemble too.",
+    )
+    parser.add_argument("--prompts", nargs="+", default=[], metavar="FILE", help="score these prompts instead of a run's; a folder stands for all in it")  # fmt: skip # noqa: E501
     if _asks_for_help(parser, argv):
         return 0
-    _parse_gin(parser, argv)
+    options = _parse_gin(parser, argv)
     from prompt_tuning.evaluate import evaluate_run
     from prompt_tuning.run import Run
 
-    evaluate_run(Run())
+    evaluate_run(Run(), options.prompts)
     return 0
 
 
@@ -148,11 +141,30 @@ def _infer(argv: list[str]) -> int:
     parser.add_argument("--output", metavar="FILE", help="where the answers go; default: standard output")
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="rank these; default: those of the prompt's card")
     parser.add_argument("--decode", action="store_true", help="write the answer freely instead of ranking labels")
+    parser.add_argument("--content_free", nargs="+", default=[], metavar="TEXT", help="calibrate the ranking by inputs that say nothing ('sentence: N/A')")  # fmt: skip # noqa: E501
     parser.add_argument("--batch_size", type=int, default=64, metavar="N")
     options = parser.parse_args(argv)
     from prompt_tuning import predict
 
     return predict.main(options)
+
+
+def _export(argv: list[str]) -> int:
+    from prompt_tuning import travel
+
+    return travel.export_main(travel.export_parser().parse_args(argv))
+
+
+def _import(argv: list[str]) -> int:
+    from prompt_tuning import travel
+
+    return travel.import_main(travel.import_parser().parse_args(argv))
+
+
+def _interpret(argv: list[str]) -> int:
+    from prompt_tuning import reading
+
+    return reading.main(reading.parser().parse_args(argv))
 
 
 def _serve(argv: list[str]) -> int:
@@ -189,11 +201,63 @@ def _data(argv: list[str]) -> int:
     return catalogue.main(argv)
 
 
+def _quickstart(argv: list[str]) -> int:
+    from prompt_tuning import quickstart
+
+    return quickstart.main(argv)
+
+
+def _library(argv: list[str]) -> int:
+    from prompt_tuning import library
+
+    return library.main(argv)
+
+
+def _spot(argv: list[str]) -> int:
+    parser = _gin_parser(
+        "spot",
+        "Starts prompts of TARGETS from those of SOURCES (Vu et al. 2022): tunes all of them, compares them at\n"
+        "EMBEDDING_STEP, picks by RETRIEVE, tunes again. The same command resumes at the step where it was.",
+    )
+    parser.add_argument("--study", action="store_true", help="every source for every target, with tables and pictures")
+    if _asks_for_help(parser, argv):
+        return 0
+    from prompt_tuning import configure, spot_steps, study, transfer
+
+    options = _parse_gin(parser, argv, first=[str(configure.gin_folder() / "spot.gin")])
+    from prompt_tuning.run import Run
+
+    work = study.study if options.study else transfer.transfer
+    return spot_steps.until_stopped(work, spot_steps.Spot(), Run())
+
+
 def _asks_for_help(parser: argparse.ArgumentParser, argv: list[str]) -> bool:
     if {"-h", "--help"} & set(argv):
         parser.print_help()
         return True
     return False
+
+
+COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
+    "quickstart": ("see it work: a prompt for the small base that comes along, in two minutes", _quickstart),
+    "train": ("tune prompts for a frozen T5, or a whole model, from gin files", _train),
+    "eval": ("score a run's best prompts, or prompt files, on a split", _eval),
+    "infer": ("answer texts with a trained prompt", _infer),
+    "serve": ("answer texts over HTTP, with every prompt of a folder", _serve),
+    "export": ("write a prompt as npy, safetensors, PEFT folder, T5X tree or StableHLO", _export),
+    "import": ("read a prompt from one of these, with a card that says what it is", _import),
+    "interpret": ("show which words a prompt lies near, and its norms", _interpret),
+    "spot": ("start a task's prompt from those of other tasks; --study compares all pairs", _spot),
+    "library": ("add | list | search: a folder of prompts", _library),
+    "data": ("list | show NAME | prepare: the tasks and their data", _data),
+}
+
+
+def _usage() -> str:
+    width = max(map(len, COMMANDS))
+    listed = "\n".join(f"  {name:{width}}  {summary}" for name, (summary, _) in COMMANDS.items())
+    more = f"prompt-tuning COMMAND --help says more. Version {__version__}."
+    return f"prompt-tuning COMMAND [FLAGS]\n\n{listed}\n\n{more}\n\n{EXAMPLE}"
 
 
 if __name__ == "__main__":

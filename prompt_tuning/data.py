@@ -8,10 +8,12 @@ import dataclasses
 import importlib
 import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
+
+import numpy as np
 
 from prompt_tuning import fields, quiet
 from prompt_tuning.errors import UserError, nearest
@@ -20,6 +22,7 @@ from prompt_tuning.vocabulary import Vocabulary, flatten, warn_of_cut
 
 LENGTHS = {"inputs": 512, "targets": 62}  # T5's lengths for SuperGLUE
 READ_BATCH = 1024  # examples handed from TensorFlow to numpy at a time
+SHUFFLED = 10_000  # examples of a stream that are shuffled among one another
 
 with quiet.imports():
     import seqio
@@ -205,6 +208,19 @@ class SeqioTask:
             for k, (ragged, _) in tokens.items():
                 row.setdefault(f"{k}_pretokenized", self.vocabulary.decode(ragged[i]))
         return rows, tokens
+
+    def stream(self, split: str, seed: int | None, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """(inputs, targets) from example `start` on: without end and shuffled by `seed`, or (None) once and in order.
+
+        The examples before `start` are read again to be passed over.
+        """
+        name, _ = self._place(split)
+        repeats = {"shuffle": False, "seed": 0} if seed is None else {"shuffle": True, "seed": seed, "num_epochs": None}
+        dataset = self.task.get_dataset(
+            self.lengths, name, shuffle_buffer_size=SHUFFLED, try_in_mem_cache=False, **repeats
+        )
+        for row in dataset.skip(start).prefetch(READ_BATCH).as_numpy_iterator():
+            yield row["inputs"].astype(np.int32), row["targets"].astype(np.int32)
 
     def score(self, examples: Examples, predictions: Sequence[str]) -> dict[str, float]:
         """The task's own metrics of one predicted text for every example.

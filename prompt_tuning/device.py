@@ -63,6 +63,21 @@ def put_everywhere(tree: Any, mesh: Mesh) -> Any:
     return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
 
 
+def put_beside(opt_state: Any, params: Any, mesh: Mesh) -> Any:
+    """An optimizer's state on the devices: what is shaped as its parameter beside it, the rest everywhere."""
+    keys = lambda path: "/".join(str(k.key) for k in path if isinstance(k, jax.tree_util.DictKey))
+    places: dict[str, Any] = {keys(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def place(path: Any, leaf: Any) -> Any:
+        found = places.get(keys(path))
+        if found is None or found.shape != leaf.shape:
+            return jax.device_put(leaf, everywhere)
+        return jax.device_put(leaf, found.sharding)
+
+    return jax.tree_util.tree_map_with_path(place, opt_state)
+
+
 def frozen_dtype() -> Any:
     """What frozen weights are stored as: bfloat16 on TPU and GPU, float32 on CPU."""
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16

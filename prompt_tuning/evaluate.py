@@ -1,57 +1,169 @@
-"""prompt-tuning eval: a run's best prompts, or a prompt from a file, scored on a split of their tasks."""
+"""prompt-tuning eval: the best prompts of a run, or prompts from files, scored on a split, alone and together."""
 
+import collections
+import dataclasses
 import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from prompt_tuning import device, infer, inits, prompt_file
+from prompt_tuning import device, ensemble, infer, inits, prompt_file
+from prompt_tuning.bank import PLACEMENTS, name_of
 from prompt_tuning.checkpoint import Checkpointer
 from prompt_tuning.errors import UserError
+from prompt_tuning.prompt_file import Prompt
 from prompt_tuning.run import Opened, Run, open_run
+from prompt_tuning.slots import Slot
+
+Metrics = dict[str, float]
 
 
-def evaluate_run(run: Run) -> list[dict[str, float]]:
-    """Prints each slot's metrics on EVAL_SPLIT and adds them to `MODEL_DIR/eval.jsonl`."""
-    opened = open_run(run)
-    bank, steps = _prompts(opened)
-    params = opened.base.params | {"prompt": {"bank": jnp.asarray(bank)}}
-    params = params | {"prompt": device.put_everywhere(params["prompt"], opened.mesh)}
+def evaluate_run(run: Run, files: Sequence[str] = ()) -> list[Metrics]:
+    """Prints the metrics on EVAL_SPLIT of each slot, or of the prompts in `files`, and of those of one task together.
+
+    With a MODEL_DIR they are added to its `eval.jsonl`.
+    """
+    prompts = _named(files)
+    opened = open_run(_slots_for(run, prompts) if prompts else run)
+    if prompts:
+        slots = zip(opened.slots, prompts, strict=True)  # a name may hold a word that a TASK_FILE's name replaces
+        opened = dataclasses.replace(opened, slots=tuple(dataclasses.replace(s, name=name) for s, name in slots))
+        bank, steps = _bank(opened, prompts), [_step(prompt) for prompt in prompts.values()]
+    else:
+        bank, steps = _of_run(opened)
+    params = opened.base.params | {"prompt": {"bank": device.put_everywhere(bank, opened.mesh)}}
     held_out = opened.held_out()
     with device.on(opened.mesh):
-        metrics = infer.evaluate(opened.answerer(), params, held_out, run.predict)
-    table = Table("prompt", "step", "split", "examples", "metrics", box=None, header_style="bold")
-    for slot, step, pairs, found in zip(opened.slots, steps, held_out, metrics, strict=True):
-        shown = "  ".join(f"{name} {value:.2f}" for name, value in found.items())
-        table.add_row(slot.name, step, run.data.eval_split, f"{sum(len(e) for _, e in pairs):,}", shown)
-    Console().print(table)
+        answers = infer.answer_all(opened.answerer(), params, held_out, run.predict)
+    metrics = [infer.score(pairs, given) for pairs, given in zip(held_out, answers, strict=True)]
+    reports = _ensembles(opened, held_out, answers, metrics)
+    _show(opened, held_out, steps, metrics, reports)
     if run.model_dir:
-        named = {slot.name: found for slot, found in zip(opened.slots, metrics, strict=True)}
-        run.folder.mkdir(parents=True, exist_ok=True)
-        with (run.folder / "eval.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps({"split": run.data.eval_split, "step": steps, "metrics": named}) + "\n")
+        _record(run, opened, steps, metrics, reports)
     return metrics
 
 
-def _prompts(opened: Opened) -> tuple[np.ndarray, list[str]]:
+def _ensembles(
+    opened: Opened, held_out: list, answers: list[list[list[infer.Answer]]], metrics: list[Metrics]
+) -> dict[str, ensemble.Report]:
+    """What slots of the same task and labels reach together, by the task's name."""
+    reports = {}
+    keys = [(mixture.name, labels) for mixture, labels in zip(opened.mixtures, opened.labels, strict=True)]
+    for team in ensemble.teams(keys):
+        pairs = held_out[team[0]]
+        together = {}
+        for way, combine in ensemble.WAYS.items():
+            joint = [
+                [combine(each) for each in zip(*(answers[k][t] for k in team), strict=True)] for t in range(len(pairs))
+            ]
+            together[way] = infer.score(pairs, joint)
+        members = {opened.slots[k].name: metrics[k] for k in team}
+        reports[opened.mixtures[team[0]].name] = ensemble.Report(members, together)
+    return reports
+
+
+def _show(
+    opened: Opened, held_out: list, steps: list[str], metrics: list[Metrics], reports: dict[str, ensemble.Report]
+) -> None:
+    table = Table("prompt", "step", "split", "examples", "metrics", box=None, header_style="bold")
+    for slot, step, pairs, found in zip(opened.slots, steps, held_out, metrics, strict=True):
+        table.add_row(slot.name, step, opened.run.data.eval_split, f"{sum(len(e) for _, e in pairs):,}", _words(found))
+    console = Console()
+    console.print(table)
+    for task, report in reports.items():
+        table = Table(f"{len(report.members)} prompts of {task}", "metrics", box=None, header_style="bold")
+        table.add_row("mean", _words(report.mean))
+        table.add_row(f"best ({report.best})", _words(report.members[report.best]))
+        for way, found in report.together.items():
+            table.add_row(f"ensemble, {way}", _words(found))
+        console.print()
+        console.print(table)
+
+
+def _words(metrics: Metrics) -> str:
+    return "  ".join(f"{name} {value:.2f}" for name, value in metrics.items())
+
+
+def _record(
+    run: Run, opened: Opened, steps: list[str], metrics: list[Metrics], reports: dict[str, ensemble.Report]
+) -> None:
+    named = {slot.name: found for slot, found in zip(opened.slots, metrics, strict=True)}
+    record: dict[str, Any] = {"split": run.data.eval_split, "step": steps, "metrics": named}
+    if reports:
+        record["ensembles"] = {
+            task: {"members": list(r.members), "mean": r.mean, "best": {r.best: r.members[r.best]}, **r.together}
+            for task, r in reports.items()
+        }
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with (run.folder / "eval.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps(record) + "\n")
+
+
+def _of_run(opened: Opened) -> tuple[np.ndarray, list[str]]:
     """The bank to score and the step each prompt is of; a prompt that is not there is an error."""
     run = opened.run
     if any(getattr(slot.init, "__name__", "") == inits.from_file.__name__ for slot in opened.slots):
         return opened.start_bank(), ["file"] * len(opened.slots)
-    bank = np.zeros((len(opened.slots), opened.model.length, opened.base.config.emb_dim), np.float32)
     if not (run.folder / "checkpoints").is_dir() or Checkpointer(run.folder).latest is None:
         raise UserError(
-            f"There is no checkpoint in {run.folder}. Train first, or type --gin_file=prompts/from_file.gin"
-            " --gin.PROMPT_FILE=PATH to score a prompt from a file."
+            f"There is no checkpoint in {run.folder}. Train first, or type --prompts FILE ... to score prompts from"
+            " files."
         )
-    steps = []
-    for k, slot in enumerate(opened.slots):
-        path = run.folder / "prompts" / f"{slot.name}.safetensors"
-        prompt = prompt_file.load(path)
-        if prompt.card.base_digest and prompt.card.base_digest != opened.base.digest:
-            raise UserError(f"The prompt {path} was tuned on another base, {prompt.card.base}.")
-        bank[k, : slot.length] = prompt.vectors
-        steps.append(str(prompt.card.step))
-    return bank, steps
+    paths = [run.folder / "prompts" / f"{slot.name}.safetensors" for slot in opened.slots]
+    prompts = {str(path): prompt_file.load(path) for path in paths}
+    return _bank(opened, prompts), [_step(prompt) for prompt in prompts.values()]
+
+
+def _bank(opened: Opened, prompts: dict[str, Prompt]) -> np.ndarray:
+    """The prompts in the slots, `bank[K P D]`. Raises UserError for one of another base."""
+    width = opened.base.config.emb_dim
+    bank = np.zeros((len(opened.slots), opened.model.length, width), np.float32)
+    for k, (name, prompt) in enumerate(prompts.items()):
+        length, own = prompt.vectors.shape
+        other = prompt.card.base_digest and prompt.card.base_digest != opened.base.digest
+        if own != width or other:
+            raise UserError(f"The prompt {name} ({length} x {own}) was tuned on another base, {prompt.card.base}; this one is {opened.base.path}, {width} wide.")  # fmt: skip # noqa: E501
+        bank[k, :length] = prompt.vectors
+    return bank
+
+
+def _step(prompt: Prompt) -> str:
+    return "file" if prompt.card.step is None else str(prompt.card.step)
+
+
+def _named(files: Sequence[str]) -> dict[str, Prompt]:
+    """Prompts by name: that of the card or file, or where two share it, the path. A folder stands for all in it."""
+    paths = [path for file in files for path in _inside(Path(file).expanduser())]
+    prompts = {str(path): prompt_file.load(path) for path in paths}
+    names = {path: name_of(path, prompt.card) for path, prompt in prompts.items()}
+    counts = collections.Counter(names.values())
+    return {names[path] if counts[names[path]] == 1 else path: prompt for path, prompt in prompts.items()}
+
+
+def _inside(path: Path) -> list[Path]:
+    if not path.is_dir():
+        return [path]
+    folder = path / "prompts" if (path / "prompts").is_dir() else path  # a run's folder, or the one inside it
+    found = sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise UserError(f"There is no .safetensors prompt in the folder {folder}.")
+    return found
+
+
+def _slots_for(run: Run, prompts: dict[str, Prompt]) -> Run:
+    """The run with a slot for each prompt, of the configured task, or where none is, of its card's."""
+    configured = run.data.task_file or Slot().task
+    rows = []
+    for name, prompt in prompts.items():
+        card, row = prompt.card, {"name": name, "length": len(prompt.vectors)}
+        row["placement"] = PLACEMENTS.get(card.placement, Slot().placement)
+        if card.labels:
+            row["labels"] = card.labels
+        if card.task and not configured:
+            row["task"] = card.task
+        rows.append(row)
+    return dataclasses.replace(run, slots=rows, grid=None)

@@ -79,3 +79,14 @@ class Mixture:
     name: str
     tasks: tuple[Task, ...]
     rates: tuple[float, ...]  # sum to 1; a task that is only evaluated has rate 0
+
+
+CAP = 2**19  # the most examples that a task counts for: K of Vu et al. 2022, §2.1
+
+
+def proportional(mixtures: Sequence[Mixture], cap: int = CAP) -> Mixture:
+    """Several tasks or mixtures as one, each task drawn in proportion to its training examples, `cap` at most."""
+    tasks = list({task.name: task for mixture in mixtures for task in mixture.tasks}.values())
+    sizes = [min(len(task.load("train")), cap) if "train" in task.splits else 0 for task in tasks]
+    total = sum(sizes) or 1
+    return Mixture("+".join(m.name for m in mixtures), tuple(tasks), tuple(size / total for size in sizes))

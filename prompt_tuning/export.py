@@ -31,7 +31,9 @@ def export(source: str | Path, format: str, out: str | Path) -> Path:
 
 
 def load(path: str | Path) -> Prompt:
-    """Reads a prompt file, a PEFT folder, or the prompt of a T5X checkpoint (`checkpoint_N` or the folder of such)."""
+    """Reads a prompt file, a PEFT folder, the prompt of a T5X checkpoint (`checkpoint_N` or the folder of such), or the
+    only prompt of a run's folder.
+    """
     path = Path(path).expanduser()
     if not path.is_dir():
         return prompt_file.load(path)
@@ -40,8 +42,13 @@ def load(path: str | Path) -> Prompt:
         return _load_peft(path)
     if "checkpoint" in names or any(name.startswith("checkpoint_") for name in names):
         return _load_t5x(path)
+    inside = sorted((path / "prompts" if "prompts" in names else path).glob("*.safetensors"))
+    if len(inside) > 1:
+        raise UserError(f"There are {len(inside)} prompts in {path}. Give one: {' or '.join(map(str, inside[:4]))}")
+    if inside:
+        return prompt_file.load(inside[0])
     raise UserError(
-        f"There is no prompt in the folder {path}: expected PEFT's {PEFT_CONFIG}, or a T5X checkpoint."
+        f"There is no prompt in the folder {path}: expected PEFT's {PEFT_CONFIG}, a T5X checkpoint, or a run's prompts."
         " For a single file, give its path: a .npy or .safetensors file."
     )
 
@@ -128,34 +135,57 @@ def _load_peft(folder: Path) -> Prompt:
     return Prompt(prompt.vectors, dataclasses.replace(prompt.card, base=base))
 
 
-def _write_t5x(prompt: Prompt, out: Path) -> Path:
-    """A checkpoint of the prompt alone, for T5X's partial restore and the authors' `extract_variable`."""
-    from prompt_tuning import t5x_checkpoint  # TensorStore takes longer to import than everything else here
+def with_base(base_path: str | Path, source: str | Path, out: str | Path) -> Path:
+    """Writes base and prompt as one T5X checkpoint, as the authors' runs leave it; returns `out/checkpoint_STEP`.
 
+    STEP counts from the base's own step, as T5X does. Raises UserError, also where the two widths differ.
+    """
+    from prompt_tuning import base, t5x_checkpoint  # JAX and TensorStore take longer to import than everything else
+
+    loaded, prompt = base.load_base(base_path), load(source)
+    if prompt.vectors.shape[1] != loaded.config.emb_dim:
+        raise UserError(
+            f"The prompt in {source} is {prompt.vectors.shape[1]} wide, the base {loaded.path} {loaded.config.emb_dim}:"
+            " they do not belong together. Give the base that the prompt was tuned on."
+        )
+    params = {**loaded.params, "encoder": {**loaded.params["encoder"], **_tree(prompt)["encoder"]}}
+    step = (loaded.step or 0) + (prompt.card.step or 0)
+    return Path(t5x_checkpoint.save_t5x(params, Path(out).expanduser(), step))
+
+
+def _tree(prompt: Prompt) -> dict:
+    """The prompt where T5X's parameters have it."""
     tree: dict = {}
     at = tree
     *folders, leaf = T5X_NAME.split("/")
     for name in folders:
         at = at.setdefault(name, {})
     at[leaf] = prompt.vectors
-    return Path(t5x_checkpoint.save_t5x(tree, out, prompt.card.step or 0))
+    return tree
+
+
+def _write_t5x(prompt: Prompt, out: Path) -> Path:
+    """A checkpoint of the prompt alone, for T5X's partial restore and the authors' `extract_variable`."""
+    from prompt_tuning import t5x_checkpoint  # TensorStore takes longer to import than everything else here
+
+    return Path(t5x_checkpoint.save_t5x(_tree(prompt), out, prompt.card.step or 0))
 
 
 def _load_t5x(folder: Path) -> Prompt:
     from prompt_tuning import t5x_checkpoint
 
     path = t5x_checkpoint.newest(str(folder.resolve()))
-    contents = t5x_checkpoint._index(path)
+    contents = t5x_checkpoint.read_index(path)
     state = contents["optimizer"] if contents.get("version", 0) else contents
     target = state.get("target", {})
-    found = {k: v for k, v in t5x_checkpoint._tensors(path, target.get("params", target)).items() if "prompt" in k}
+    found = {k: v for k, v in t5x_checkpoint.open_tensors(path, target.get("params", target)).items() if "prompt" in k}
     name = T5X_NAME if T5X_NAME in found else next(iter(found)) if len(found) == 1 else None
     if name is None:
         raise UserError(
             f"{path} holds {len(found) or 'no'} tensors named after prompts ({', '.join(sorted(found)) or 'none'});"
             f" expected one, {T5X_NAME}."
         )
-    vectors, step = np.asarray(found[name].read(), np.float32), t5x_checkpoint._step(state)
+    vectors, step = np.asarray(found[name].read(), np.float32), t5x_checkpoint.step_of(state)
     if vectors.ndim != 2 or 0 in vectors.shape or not np.isfinite(vectors).all():
         raise UserError(f"{name} in {path} is not a prompt: expected finite numbers [prompt length, embedding width].")
     return Prompt(vectors, prompt_file.Card(step=step))

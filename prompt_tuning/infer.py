@@ -34,6 +34,7 @@ class Answer:
     text: str
     probabilities: dict[str, float]
     score: float  # log-likelihood of the answer
+    prior: dict[str, float] = dataclasses.field(default_factory=dict)  # what calibration divided by; empty without
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,13 +112,36 @@ Predict = Callable[[Answerer, split.Params, Sequence[Question]], list[Answer]]
 
 
 @gin.configurable
-def rank(answerer: Answerer, params: split.Params, questions: Sequence[Question]) -> list[Answer]:
-    """The most likely label of each question's task; every label is scored against one encoding of the input."""
+def rank(
+    answerer: Answerer, params: split.Params, questions: Sequence[Question], content_free: Sequence[str] = ()
+) -> list[Answer]:
+    """The most likely label of each question's task; every label is scored against one encoding of the input.
+
+    With `content_free` inputs (such as "sentence: N/A") labels are calibrated: each likelihood is divided by the mean
+    probability that these inputs give the label (Zhao et al. 2021, arXiv 2102.09690).
+    """
     if unlabelled := {question.slot for question in questions if not answerer.labels_of(question)}:
         names = ", ".join(answerer.slots[k].name for k in sorted(unlabelled))
         raise UserError(f"{names}: there are no labels to rank. Type --gin.PREDICT=@write, or set CLASS_LABELS.")
+    if isinstance(content_free, str):
+        raise UserError(f"rank.content_free is the text {content_free!r}; it is a list of texts: [{content_free!r}].")
+    kinds = list(dict.fromkeys((q.slot, answerer.labels_of(q)) for q in questions))
+    priors = dict(zip(kinds, _priors(answerer, params, kinds, content_free), strict=True))
     scores = _label_scores(answerer, params, questions)
-    return [_choose(answerer.labels_of(q), s) for q, s in zip(questions, scores, strict=True)]
+    labelled = [(answerer.labels_of(q), priors[q.slot, answerer.labels_of(q)]) for q in questions]
+    return [_choose(labels, found, prior) for (labels, prior), found in zip(labelled, scores, strict=True)]
+
+
+def _priors(
+    answerer: Answerer, params: split.Params, kinds: Sequence[tuple[int, tuple[str, ...]]], content_free: Sequence[str]
+) -> list[np.ndarray | None]:
+    """Mean label probabilities of inputs that say nothing, for each slot and labels; None without such inputs."""
+    if not content_free:
+        return [None] * len(kinds)
+    ids = [np.array([*answerer.vocabulary.encode(t), answerer.vocabulary.eos_id], np.int32) for t in content_free]
+    questions = [Question(inputs, slot, labels) for slot, labels in kinds for inputs in ids]
+    scores, n = _label_scores(answerer, params, questions), len(ids)
+    return [np.mean([_softmax(s) for s in scores[i * n : (i + 1) * n]], axis=0) for i in range(len(kinds))]
 
 
 def _label_scores(answerer: Answerer, params: split.Params, questions: Sequence[Question]) -> list[np.ndarray]:
@@ -130,11 +154,17 @@ def _label_scores(answerer: Answerer, params: split.Params, questions: Sequence[
     return found
 
 
-def _choose(labels: tuple[str, ...], scores: np.ndarray) -> Answer:
+def _choose(labels: tuple[str, ...], scores: np.ndarray, prior: np.ndarray | None) -> Answer:
+    weighed = scores if prior is None else scores - np.log(np.maximum(prior, 1e-30))
+    by_label = lambda values: dict(zip(labels, values.tolist(), strict=True))
+    best = int(weighed.argmax())
+    divided = {} if prior is None else by_label(prior)
+    return Answer(labels[best], by_label(_softmax(weighed)), float(scores[best]), divided)
+
+
+def _softmax(scores: np.ndarray) -> np.ndarray:
     likelihoods = np.exp(scores - scores.max())
-    probabilities = dict(zip(labels, (likelihoods / likelihoods.sum()).tolist(), strict=True))
-    best = int(scores.argmax())
-    return Answer(labels[best], probabilities, float(scores[best]))
+    return likelihoods / likelihoods.sum()
 
 
 @gin.configurable
@@ -181,29 +211,47 @@ def compile_ahead(answerer: Answerer, params: split.Params, writing: bool = True
             jax.block_until_ready(_decode(params, batch, rng, *arguments))
 
 
-def evaluate(
-    answerer: Answerer,
-    params: split.Params,
-    held_out: Sequence[Sequence[tuple[Any, Examples]]],
-    predict: Predict | None = None,
-) -> list[dict[str, float]]:
-    """Each slot's metrics on its own tasks, `held_out[k]` being (task, examples) of slot k; percent.
+HeldOut = Sequence[tuple[Any, Examples]]  # one slot's tasks and their examples
 
-    With several tasks a metric is called `task/metric`. The default prediction is `rank` for tasks with labels.
+
+def evaluate(
+    answerer: Answerer, params: split.Params, held_out: Sequence[HeldOut], predict: Predict | None = None
+) -> list[dict[str, float]]:
+    """Each slot's metrics on its own tasks, `held_out[k]` being those of slot k; percent."""
+    answers = answer_all(answerer, params, held_out, predict)
+    return [score(pairs, found) for pairs, found in zip(held_out, answers, strict=True)]
+
+
+def answer_all(
+    answerer: Answerer, params: split.Params, held_out: Sequence[HeldOut], predict: Predict | None = None
+) -> list[list[list[Answer]]]:
+    """The answers of each slot to each of its tasks' examples, by `predict`; None: `rank` where a task has labels.
+
+    An example that several slots answer goes through the model behind all of their prompts in one batch.
     """
-    found: list[dict[str, float]] = [{} for _ in answerer.slots]
-    methods: dict[Predict, list[tuple[int, Any, Examples]]] = {}
+    found: list[list[list[Any]]] = [[[None] * len(examples) for _, examples in pairs] for pairs in held_out]
+    methods: dict[Predict, list[tuple[str, int, int, int]]] = {}
     for k, pairs in enumerate(held_out):
-        for task, examples in pairs:
-            methods.setdefault(predict or (rank if task.labels else write), []).append((k, task, examples))
-    for method, chosen in methods.items():
-        questions = [Question(examples.inputs[i], k) for k, _, examples in chosen for i in range(len(examples))]
-        answers = iter(method(answerer, params, questions))
-        for k, task, examples in chosen:
-            texts = [next(answers).text for _ in range(len(examples))]
-            prefix = f"{task.name}/" if len(held_out[k]) > 1 else ""
-            found[k] |= {prefix + metric: value for metric, value in task.score(examples, texts).items()}
+        for t, (task, examples) in enumerate(pairs):
+            asked = methods.setdefault(predict or (rank if task.labels else write), [])
+            asked += [(task.name, i, k, t) for i in range(len(examples))]
+    for method, asked in methods.items():
+        asked.sort()
+        own = lambda k, t: () if answerer.labels[k] else held_out[k][t][0].labels  # tasks of a mixture may differ
+        questions = [Question(held_out[k][t][1].inputs[i], k, own(k, t)) for _, i, k, t in asked]
+        for (_, i, k, t), answer in zip(asked, method(answerer, params, questions), strict=True):
+            found[k][t][i] = answer
     return found
+
+
+def score(pairs: HeldOut, answers: Sequence[Sequence[Answer]]) -> dict[str, float]:
+    """The metrics of a slot's answers; with several tasks a metric is called `task/metric`."""
+    metrics: dict[str, float] = {}
+    for (task, examples), given in zip(pairs, answers, strict=True):
+        prefix = f"{task.name}/" if len(pairs) > 1 else ""
+        found = task.score(examples, [answer.text for answer in given])
+        metrics |= {prefix + metric: value for metric, value in found.items()}
+    return metrics
 
 
 def mean_metric(metrics: dict[str, float]) -> float:

@@ -1,7 +1,8 @@
 """What a prompt is before training: functions from a `Start` to `prompt[P D]` (Lester et al. 2021, §3.2; SPoT §2)."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import gin
 import jax
@@ -77,6 +78,12 @@ def class_labels(start: Start, fallback: Init = sampled_vocabulary, *, rng: Arra
 
 
 @gin.configurable
+def class_labels_if_any(start: Start, *, rng: Array) -> Vectors:
+    """`class_labels` for a task that has labels, `sampled_vocabulary` for one of free text."""
+    return (class_labels if start.labels else sampled_vocabulary)(start, rng=rng)
+
+
+@gin.configurable
 def text(start: Start, text: str = gin.REQUIRED, *, rng: Array) -> Vectors:
     """The embedded pieces of a text, repeated or cut to the prompt's length."""
     del rng
@@ -85,15 +92,67 @@ def text(start: Start, text: str = gin.REQUIRED, *, rng: Array) -> Vectors:
 
 @gin.configurable
 def from_file(start: Start, path: str = gin.REQUIRED, *, rng: Array) -> Vectors:
-    """A prompt trained before (npy or safetensors): SPoT's transfer, or going on with a run."""
+    """A prompt trained before, wherever `prompt_file.find` finds it: SPoT's transfer, or going on with a run."""
     del rng
-    prompt = prompt_file.load(path)
+    return _fitting(start, path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Saved:
+    """An init of one slot's own: a prompt trained before, or the weighted average of several (Vu et al. 2022, §3).
+
+    In SLOTS and GRID it is written as the prompt's place, or as a table {place: weight}.
+    """
+
+    places: tuple[str, ...]
+    weights: tuple[float, ...] = (1.0,)  # their sum is taken out
+
+    def __post_init__(self) -> None:
+        if len(self.weights) != len(self.places) or not self.places:
+            raise UserError(f"{len(self.places)} prompts and {len(self.weights)} weights; each prompt has one.")
+        if not all(isinstance(w, int | float) and w > 0 for w in self.weights):
+            raise UserError(f"The weights of an average are above 0; found {self.weights}.")
+
+    @property
+    def __name__(self) -> str:
+        if len(self.places) == 1:
+            return self.places[0]
+        return " + ".join(f"{weight:.6g} {place}" for place, weight in zip(self.places, self.weights, strict=True))
+
+    def __call__(self, start: Start, *, rng: Array) -> Vectors:
+        del rng
+        if len(self.places) == 1:
+            return _fitting(start, self.places[0])
+        shares = np.asarray(self.weights, np.float64) / np.sum(self.weights, dtype=np.float64)
+        mixed = np.zeros((start.length, start.features), np.float64)
+        for share, place in zip(shares, self.places, strict=True):
+            mixed += share * _fitting(start, place)
+        return mixed.astype(np.float32)
+
+
+def of(given: Any) -> Init:
+    """An init as it stands in SLOTS: a function, the place of a prompt, or a table from places to weights."""
+    if isinstance(given, str):
+        return Saved((given,))
+    if isinstance(given, Mapping):
+        return Saved(tuple(given), tuple(given.values()))
+    return given
+
+
+def _fitting(start: Start, place: str) -> np.ndarray:
+    """The vectors of a prompt that has the length, width and base that `start` wants."""
+    prompt = prompt_file.load(place)
     if prompt.vectors.shape != (start.length, start.features):
         raise UserError(
-            f"The prompt in {path} is {_shape(prompt.vectors)}; this run wants {start.length} x {start.features}."
+            f"The prompt in {place} is {_shape(prompt.vectors)}; this run wants {start.length} x {start.features}."
             + (f" Type --gin.PROMPT_LENGTH={len(prompt.vectors)}." if prompt.vectors.shape[1] == start.features else
                " It was trained on a base of another width: choose a prompt or a base that match.")
         )  # fmt: skip
+    if start.base_digest and prompt.card.base_digest not in ("", start.base_digest):
+        raise UserError(
+            f"The prompt in {place} was tuned on a base with other weights, {prompt.card.base}; its vectors mean"
+            f" nothing to this one. Type --gin.INITIAL_CHECKPOINT_PATH={prompt.card.base} or choose another prompt."
+        )
     return prompt.vectors
 
 

@@ -69,6 +69,7 @@ class Shape:
     target_length: int  # L, all targets of a row together
     rows: tuple[int, ...]  # the R to choose from, ascending
     per_row: int | None = None  # at most so many examples a row; 1 is no packing
+    multiple: int = 1  # divides every R: devices of the data axis times microbatches
 
 
 Ints = Any  # int32, of numpy on the host and of JAX on the device
@@ -130,7 +131,7 @@ def pack(items: Sequence[Item], shape: Shape, bank_length: int = 0, examples: in
             found = f"{item.length} + {item.target_length}"
             raise ValueError(f"example {i} has {found} positions, a row {shape.row_length} + {shape.target_length}")
     rows = assign_rows(items, shape)
-    count = next((r for r in shape.rows if r >= len(rows)), -(-len(rows) // 4) * 4)
+    count = next((r for r in shape.rows if r >= len(rows)), _round_up(len(rows), 4 * shape.multiple))
     n = examples or len(items)
     targets_each = max((len(item.targets) for item in items), default=1)
     batch = _empty(count, shape, n, n * targets_each)
@@ -185,22 +186,25 @@ def plan(batches: Sequence[Sequence[Item]], longest: tuple[int, int], packing: b
     length, target_length = (_round_up(n, m) for n, m in zip(longest, (16, 4), strict=True))
     up = lambda counts: tuple(sorted({_round_up(c, multiple) for c in counts}))
     if not packing:
-        return Shape(length, target_length, up([max(map(len, batches))]), per_row=1)
+        return Shape(length, target_length, up([max(map(len, batches))]), 1, multiple)
     best: tuple[float, Shape] | None = None
     for row_length in sorted({length, *(s for s in range(128, 1025, 64) if s >= length)}):
-        per_row = max(1, row_length // max(1, min(item.length for batch in batches for item in batch)))
-        mean_target = np.mean([item.target_length for batch in batches for item in batch])
-        room = max(target_length, _round_up(int(np.ceil(per_row * mean_target * 1.1)), 4))
-        shape = Shape(row_length, room, (1,))
+        unbounded = Shape(row_length, 1 << 30, (1,))
+        together = [
+            sum(batch[i].target_length for i in row) for batch in batches for row in assign_rows(batch, unbounded)
+        ]
+        room = max(target_length, _round_up(int(np.quantile(together, USUAL)), 4))
+        shape = Shape(row_length, room, (1,), None, multiple)
         counts = [len(assign_rows(batch, shape)) for batch in batches]
         cost = float(np.mean(counts)) * row_length * (1 + row_length / POSITIONS_PER_PAIR)
         if best is None or cost < best[0]:
-            usual = int(np.ceil(np.quantile(counts, 0.9)))
+            usual = int(np.ceil(np.quantile(counts, USUAL)))
             best = cost, dataclasses.replace(shape, rows=up([usual, max(counts) + 1]))
     assert best is not None
     return best[1]
 
 
+USUAL = 0.9  # share of batches, and of rows, that what is planned for them holds
 POSITIONS_PER_PAIR = 512.0  # row length at which attention costs as much as everything else (T5 small on a CPU)
 
 

@@ -22,8 +22,10 @@ def adafactor(
     weight_decay_rate: float = 1e-5,
     clipping_threshold: float = 1.0,
     min_dim_size_to_factor: int = 128,
+    multiply_by_parameter_scale: bool = False,
+    momentum: float | None = None,
 ) -> optax.GradientTransformation:
-    """Adafactor without parameter scaling or momentum (Lester et al. 2021, §3.2; Shazeer & Stern 2018).
+    """Adafactor, as for prompts without parameter scaling or momentum (Lester et al. 2021, §3.2; Shazeer & Stern 2018).
 
     `step_origin` is the step that the second-moment decay `1 - (step + 1) ** -decay_rate` starts from. T5X goes on
     from the base checkpoint's step (1,100,000 for the LM-adapted T5), so that its second moments hardly forget; 0 is a
@@ -34,8 +36,9 @@ def adafactor(
         min_dim_size_to_factor=min_dim_size_to_factor,
         decay_rate=decay_rate,
         decay_offset=-step_origin,
-        multiply_by_parameter_scale=False,
+        multiply_by_parameter_scale=multiply_by_parameter_scale,
         clipping_threshold=clipping_threshold,
+        momentum=momentum,
         weight_decay_rate=weight_decay_rate or None,
     )
 

@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import sys
 import threading
@@ -147,22 +148,26 @@ class PromptTuned:
             self._set(self.bank.remove(name))
 
     def predict(
-        self, texts: Sequence[str], decode: bool = False, prompt: str | Sequence[str] | None = None
-    ) -> list[infer.Answer]:
+        self, texts: Sequence[str], decode: bool = False, prompt: str | Sequence[str] | None = None,
+        content_free: Sequence[str] = (),
+    ) -> list[infer.Answer]:  # fmt: skip
         """One answer a text: the likeliest label, or with `decode` (or without labels) what the model writes.
 
-        `prompt` names the prompt, or one for each text; it may be left out where only one is loaded.
+        `prompt` names the prompt, or one for each text; it may be left out where only one is loaded. `content_free`
+        inputs calibrate the ranking, as `infer.rank` says.
         """
         named = [prompt or self._only()] * len(texts) if isinstance(prompt, str | None) else prompt
-        return self.answer([Request(t, name, decode=decode) for t, name in zip(texts, named, strict=True)])
+        requests = [Request(text, name, decode=decode) for text, name in zip(texts, named, strict=True)]
+        return self.answer(requests, content_free)
 
-    def answer(self, requests: Sequence[Request]) -> list[infer.Answer]:
+    def answer(self, requests: Sequence[Request], content_free: Sequence[str] = ()) -> list[infer.Answer]:
         """An answer for each request, whatever prompts they name. Raises UserError for one that cannot be answered."""
         bank, params, answerer = self.now
         questions = [self._question(bank, request) for request in requests]
         written = [r.decode or not answerer.labels_of(q) for r, q in zip(requests, questions, strict=True)]
         answers: list[infer.Answer | None] = [None] * len(requests)
-        for method, chosen in ((infer.rank, False), (infer.write, True)):
+        rank = functools.partial(infer.rank, content_free=content_free)
+        for method, chosen in ((rank, False), (infer.write, True)):
             numbers = [i for i, writes in enumerate(written) if writes == chosen]
             if not numbers:
                 continue
@@ -225,11 +230,13 @@ def main(options: argparse.Namespace) -> int:
     if not texts:
         raise UserError(f"{options.input} holds no text.")
     tuned = PromptTuned.load(options.base, options.prompt, options.labels, options.vocabulary, options.batch_size)
-    answers = tuned.predict(texts, options.decode)
+    answers = tuned.predict(texts, options.decode, content_free=options.content_free)
     (name,) = tuned.prompts
     with _output(options.output) as out:
         for text, answer in zip(texts, answers, strict=True):
             row = {"text": text, "prediction": answer.text, "probabilities": answer.probabilities, "score": answer.score, "prompt": name}  # fmt: skip # noqa: E501
+            if answer.prior:
+                row["prior"] = answer.prior  # of the labels, behind an input that says nothing
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
     return 0
 

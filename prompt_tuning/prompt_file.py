@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import os
+import re
 import tempfile
 from pathlib import Path
 
@@ -10,8 +11,9 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import UserError, nearest
 
+BARE = "encoder.prompt.prompt.prompt"  # a step's prompt, called as the authors' code calls it
 MAX_BYTES = 1 << 30  # a prompt is kilobytes; anything near this is another kind of file
 
 
@@ -43,7 +45,7 @@ class Prompt:
 
 def save_npy(path: Path, vectors: np.ndarray) -> None:
     """The authors' format: a bare array, written whole or not at all."""
-    with _replacing(path) as file:
+    with replacing(path) as file:
         np.save(file, np.asarray(vectors, np.float32), allow_pickle=False)
 
 
@@ -51,15 +53,49 @@ def save_safetensors(path: Path, prompt: Prompt) -> None:
     """The vectors as `prompt` and the card as metadata, written whole or not at all."""
     card = {k: json.dumps(v) for k, v in dataclasses.asdict(prompt.card).items()}
     data = save({"prompt": np.ascontiguousarray(prompt.vectors, np.float32)}, metadata=card)
-    with _replacing(path) as file:
+    with replacing(path) as file:
         file.write(data)
 
 
-def load(path: str | Path) -> Prompt:
+def find(place: str | Path) -> Path:
+    """The file that `place` means: a file, or `RUN`, `RUN:SLOT`, and with `@STEP` behind it the prompt of that step.
+
+    `RUN` is the folder of a run (its MODEL_DIR); without `@STEP` its best prompt is meant.
+    """
+    text = str(place)
+    if Path(text).is_file():
+        return Path(text)
+    match = re.fullmatch(r"(?P<run>.+?)(:(?P<slot>[^:/]+?))?(@(?P<step>\d+))?", text)
+    if match is None or not Path(match["run"]).is_dir():
+        raise UserError(f"There is no prompt file {text}. A prompt is a .npy or .safetensors file, or RUN:SLOT[@STEP].")
+    run, slot, step = Path(match["run"]), match["slot"], match["step"]
+    if step:
+        folder, ending = run / "numpy_checkpoints" / f"checkpoint_{int(step)}", f"/{BARE}"
+        alone = slot is None or (run / "prompts" / f"{slot}.safetensors").is_file()
+        if alone and (folder / BARE).is_file():  # a run of one slot
+            return folder / BARE
+    else:
+        folder, ending = run / "prompts", ".safetensors"
+    known = sorted(str(f.relative_to(folder)).removesuffix(ending) for f in folder.glob(f"*{ending}"))
+    if slot is None and len(known) == 1:
+        slot = known[0]
+    if slot not in known:
+        raise UserError(_not_there(text, folder, slot, known))
+    return folder / f"{slot}{ending}"
+
+
+def _not_there(place: str, folder: Path, slot: str | None, known: list[str]) -> str:
+    if not known:
+        return f"{place}: there is no prompt in {folder}. Train first, or name another run or step."
+    shown = ", ".join(known[:20]) + (f" and {len(known) - 20} more" if len(known) > 20 else "")
+    if slot is None:
+        return f"{place} has {len(known)} prompts: {shown}. Say which one, as in RUN:{known[0]}."
+    return f"{place}: there is no prompt {slot!r} in {folder}.{nearest(slot, known)} It has: {shown}."
+
+
+def load(place: str | Path) -> Prompt:
     """Reads either format. Raises UserError for anything that is not a finite float array `[P D]`."""
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"There is no prompt file {path}. A prompt is a .npy or .safetensors file.")
+    path = find(place)
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path} has {path.stat().st_size:,} bytes, too many for a prompt.")
     prompt = _load_safetensors(path) if path.suffix == ".safetensors" else Prompt(_load_npy(path))
@@ -69,7 +105,20 @@ def load(path: str | Path) -> Prompt:
             f"{path} holds {vectors.dtype}{list(vectors.shape)}, not a prompt:"
             " expected finite floating point numbers [prompt length, embedding width]."
         )
-    return Prompt(vectors.astype(np.float32), prompt.card)
+    return Prompt(vectors.astype(np.float32), prompt.card if path.name != BARE else _card_of_step(path))
+
+
+def _card_of_step(path: Path) -> Card:
+    """The card of a run's best prompt, for a prompt of one of its steps: the same task and base, no score."""
+    step = next((folder for folder in path.parents if re.fullmatch(r"checkpoint_\d+", folder.name)), None)
+    if step is None:
+        return Card()
+    prompts = sorted((step.parents[1] / "prompts").glob("*.safetensors"))
+    own = [f for f in prompts if f.stem == path.parent.name] if path.parent != step else prompts
+    if len(own) != 1:
+        return Card()
+    card = _load_safetensors(own[0]).card
+    return dataclasses.replace(card, step=int(step.name.removeprefix("checkpoint_")), score=None)
 
 
 def _load_npy(path: Path) -> np.ndarray:
@@ -101,7 +150,7 @@ def _card(path: Path, metadata: dict[str, str]) -> Card:
         raise UserError(f"The card inside {path} cannot be read ({error}).") from error
 
 
-class _replacing:
+class replacing:
     """A file that takes `path`'s place when it is complete, and leaves nothing behind when it is not."""
 
     def __init__(self, path: Path) -> None:

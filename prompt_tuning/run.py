@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from prompt_tuning import configure, device, infer, inits, optim, slots, task_file
-from prompt_tuning.base import Base, load_base
+from prompt_tuning import configure, device, infer, inits, optim, slots, task_file, tiny
+from prompt_tuning.base import Base, load_base, random_base
 from prompt_tuning.errors import UserError
-from prompt_tuning.examples import Examples, Mixture
+from prompt_tuning.examples import Examples, Mixture, proportional
 from prompt_tuning.slots import Slot
 from prompt_tuning.step import Model
 from prompt_tuning.t5 import T5Config
@@ -33,14 +33,23 @@ class Frozen:
     dtype: Any = None  # of the weights; None: bfloat16 on TPU and GPU, float32 on CPU
     model_parallel: int = 1
 
-    def open(self) -> tuple[Base, Vocabulary, Mesh]:
-        """The sharded base, its vocabulary and the mesh."""
-        if not self.path:
-            raise UserError("There is no base. Type --gin.INITIAL_CHECKPOINT_PATH=PATH: a T5X checkpoint, a Hugging Face T5 folder or a hub name.")  # fmt: skip # noqa: E501
-        dtype = jnp.dtype(self.dtype) if self.dtype else device.frozen_dtype()
+    def open(self, trained: bool = False, seed: int | None = None) -> tuple[Base, Vocabulary, Mesh]:
+        """The sharded base, its vocabulary and the mesh.
+
+        The weights of a model that is `trained` are float32, whatever its activations are. With a `seed`, a base that
+        has no path is drawn at random.
+        """
         mesh = device.make_mesh(self.model_parallel)
+        dtype = jnp.dtype(self.dtype) if self.dtype else device.frozen_dtype()
         expected = dataclasses.replace(T5Config(), dtype=dtype) if configure.is_configured("T5Config") else None
-        base = load_base(self.path, expected, dtype, lambda config: device.frozen_shardings(config, mesh))
+        shardings = lambda config: device.frozen_shardings(config, mesh)
+        if self.path:
+            base = load_base(self.path, expected, jnp.float32 if trained else dtype, shardings)
+            base = dataclasses.replace(base, config=dataclasses.replace(base.config, dtype=dtype))
+        elif seed is not None and expected is not None:
+            base = random_base(expected, seed, shardings)
+        else:
+            raise UserError("There is no base. Type --gin.INITIAL_CHECKPOINT_PATH=PATH: a T5X checkpoint, a Hugging Face T5 folder or a hub name.")  # fmt: skip # noqa: E501
         path = self.vocabulary_file or base.vocabulary
         if path is None:
             raise UserError(f"There is no spiece.model beside {base.path}. Type --gin.VOCABULARY_FILE=PATH.")
@@ -72,13 +81,19 @@ class Data:
             )
 
     def open(self, name: str | None, vocabulary: Vocabulary) -> Mixture:
-        """The task or mixture `name`, or the one that TASK_FILE describes."""
+        """The task or mixture `name`, a task file, several with + between them, or the one that TASK_FILE describes."""
         if self.task_file:
             if name:
                 raise UserError(f"MIXTURE_OR_TASK_NAME={name} and TASK_FILE={self.task_file} are both set: set one.")
             return task_file.open_task_file(self.task_file, vocabulary, self.lengths)
         if not name:
             raise UserError("There is no task. Type --gin.MIXTURE_OR_TASK_NAME=NAME (prompt-tuning data list shows them) or --gin.TASK_FILE=PATH.")  # fmt: skip # noqa: E501
+        if "+" in name:
+            return proportional([self.open(one, vocabulary) for one in name.split("+")])
+        if name.endswith(".toml"):
+            return task_file.open_task_file(name, vocabulary, self.lengths)
+        if name in tiny.TASKS and not self.module:
+            return tiny.open_task(name, vocabulary, self.lengths)
         if importlib.util.find_spec("seqio") is None:
             raise UserError("SeqIO is not installed here, and tasks by name need it. Use a TASK_FILE instead.")
         from prompt_tuning import data  # imports TensorFlow, which takes seconds
@@ -92,6 +107,7 @@ class Run:
     """Everything a training run is told; gin/defaults.gin says what each setting means."""
 
     model_dir: str | None = None
+    tuning: Any = None  # a tuning.Tuning; None: PromptTuning
     frozen: Frozen = Frozen()
     data: Data = dataclasses.field(default_factory=Data)
     slots: Sequence[Mapping[str, Any]] | None = None
@@ -115,6 +131,10 @@ class Run:
         for name in ("train_steps", "batch_size", "microbatches", "eval_period", "eval_batch_size", "log_period"):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
                 raise UserError(f"{name.upper()} is {getattr(self, name)!r}; it is a whole number from 1.")
+        if self.tuning is None:
+            from prompt_tuning.tuning import PromptTuning  # which stands on this room
+
+            object.__setattr__(self, "tuning", PromptTuning())
         if not 0 <= self.dropout_rate < 1:
             raise UserError(f"DROPOUT_RATE is {self.dropout_rate}; it is from 0 (off) to below 1.")
 
@@ -164,7 +184,8 @@ class Opened:
     def held_out(self) -> list[list[tuple[Any, Examples]]]:
         """(task, examples of EVAL_SPLIT) of each slot."""
         split = self.run.data.eval_split
-        return [[(task, task.load(split)) for task in mixture.tasks if split in task.splits or len(mixture.tasks) == 1]
+        of = split.partition("[")[0]  # of validation[:200]
+        return [[(task, task.load(split)) for task in mixture.tasks if of in task.splits or len(mixture.tasks) == 1]
                 for mixture in self.mixtures]  # fmt: skip
 
     def answerer(self, progress: Callable | None = None) -> infer.Answerer:
@@ -179,8 +200,10 @@ class Opened:
 def open_run(run: Run) -> Opened:
     """Loads the base, then the tasks; each task once, however many slots share it."""
     device.keep_compiled_programs(run.jax_cache_dir)
-    wanted = slots.expand(run.slots, run.grid)
-    base, vocabulary, mesh = run.frozen.open()
+    wanted = run.tuning.slots(run)
+    base, vocabulary, mesh = run.frozen.open(
+        run.tuning.whole_model, wanted[0].seed if run.tuning.may_start_anew else None
+    )
     mixtures = {name: run.data.open(name, vocabulary) for name in dict.fromkeys(slot.task for slot in wanted)}
     if run.data.task_file:  # such a slot is called after its file's task
         wanted = tuple(dataclasses.replace(s, name=s.name.replace("prompt", mixtures[s.task].name, 1)) for s in wanted)

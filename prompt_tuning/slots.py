@@ -23,18 +23,19 @@ class Slot:
 
     task: str | None = None
     seed: int = 0  # of its init, its data order and its dropout
-    init: inits.Init = inits.class_labels
-    length: int = 100  # P
+    init: inits.Init = inits.class_labels  # or a trained prompt's place, or {place: weight}
+    length: int = 100  # P; 0 is the model without a prompt
     learning_rate: float = 0.3
     placement: layout.Placement = layout.front
     labels: tuple[str, ...] | None = None  # None: the task's own
     name: str = ""
 
     def __post_init__(self) -> None:
-        if not isinstance(self.length, int) or not 1 <= self.length <= MAX_PROMPT_LENGTH:
+        if not isinstance(self.length, int) or not 0 <= self.length <= MAX_PROMPT_LENGTH:
             raise UserError(f"A prompt has 1 to {MAX_PROMPT_LENGTH} vectors; PROMPT_LENGTH is {self.length!r}.")
         if not isinstance(self.learning_rate, int | float) or self.learning_rate < 0:
             raise UserError(f"LEARNING_RATE is {self.learning_rate!r}; it is a number, 0.3 in the paper.")
+        object.__setattr__(self, "init", inits.of(self.init))  # a place or a table of places becomes an init
         for field in ("init", "placement"):
             if not callable(getattr(self, field)):
                 raise UserError(

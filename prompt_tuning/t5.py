@@ -7,6 +7,7 @@ import gin
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.core import unfreeze
 from flax.linen import partitioning
 from jaxtyping import Array, Bool, Float, Int
 
@@ -29,11 +30,17 @@ class T5Config:
     num_decoder_layers: int = 8
     mlp_activations: tuple[str, ...] = ("gelu", "linear")  # T5 1.0: ("relu",)
     logits_via_embedding: bool = False  # T5 1.0 ties the output to the embedding table
+    shared_relative_bias: bool = True  # False: a table a layer, as in T5X's scalable_t5 and umT5
     dtype: Any = jnp.float32  # of activations
 
 
 def _norm(config: T5Config) -> RMSNorm:
     return RMSNorm(config.dtype)
+
+
+def _bias(config: T5Config, bidirectional: bool, inside: bool) -> RelativeBias | None:
+    """The table of a stack, or of a layer `inside` it, whichever of the two this T5 has."""
+    return None if config.shared_relative_bias == inside else RelativeBias(config.num_heads, bidirectional)
 
 
 def _attention(config: T5Config) -> Attention:
@@ -50,6 +57,7 @@ class EncoderLayer(nn.Module):
     config: T5Config
 
     def setup(self) -> None:
+        self.relpos_bias = _bias(self.config, bidirectional=True, inside=True)
         self.pre_attention_layer_norm = _norm(self.config)
         self.attention = _attention(self.config)
         self.pre_mlp_layer_norm = _norm(self.config)
@@ -60,9 +68,10 @@ class EncoderLayer(nn.Module):
         x: Float[Array, "R S D"],
         stream: Stream,
         mask: Bool[Array, "R 1 S S"],
-        bias: Float[Array, "1 H S S"],
+        bias: Float[Array, "1 H S S"] | None,
         dropout: Dropout | None,
     ) -> Float[Array, "R S D"]:
+        bias = self.relpos_bias(x.shape[1]) if self.relpos_bias else bias
         y = self.pre_attention_layer_norm(x)
         keep = dropout.weights(stream, self.config.num_heads, (*self.path, "attention")) if dropout else None
         y = self.attention(y, *self.attention.project(y), mask, bias, keep)
@@ -77,7 +86,7 @@ class Encoder(nn.Module):
     config: T5Config
 
     def setup(self) -> None:
-        self.relpos_bias = RelativeBias(self.config.num_heads, bidirectional=True)
+        self.relpos_bias = _bias(self.config, bidirectional=True, inside=False)
         self.layers = [EncoderLayer(self.config, name=f"layers_{i}") for i in range(self.config.num_encoder_layers)]
         self.encoder_norm = _norm(self.config)
 
@@ -88,7 +97,7 @@ class Encoder(nn.Module):
         x = dropout.features(x, stream, (*self.path, "embedded")) if dropout else x
         x = partitioning.with_sharding_constraint(x, ("batch", "length", "embed"))
         mask = same_segment(stream.segments, stream.segments)
-        bias = self.relpos_bias(x.shape[1])
+        bias = self.relpos_bias(x.shape[1]) if self.relpos_bias else None
         for layer in self.layers:
             x = layer(x, stream, mask, bias, dropout)
         x = self.encoder_norm(x)
@@ -101,6 +110,7 @@ class DecoderLayer(nn.Module):
     config: T5Config
 
     def setup(self) -> None:
+        self.relpos_bias = _bias(self.config, bidirectional=False, inside=True)
         self.pre_self_attention_layer_norm = _norm(self.config)
         self.self_attention = _attention(self.config)
         self.pre_cross_attention_layer_norm = _norm(self.config)
@@ -117,12 +127,13 @@ class DecoderLayer(nn.Module):
         x: Float[Array, "R L D"],
         stream: Stream,
         mask: Bool[Array, "R 1 L L"],
-        bias: Float[Array, "1 H L L"],
+        bias: Float[Array, "1 H L L"] | None,
         encoded: Float[Array, "R S D"],
         cross_mask: Bool[Array, "R 1 L S"],
         source: Stream,
         dropout: Dropout | None = None,
     ) -> Float[Array, "R L D"]:
+        bias = self.relpos_bias(x.shape[1]) if self.relpos_bias else bias
         y = self.pre_self_attention_layer_norm(x)
         keep = dropout.weights(stream, self.config.num_heads, (*self.path, "self_attention")) if dropout else None
         y = self.self_attention(y, *self.self_attention.project(y), mask, bias, keep)
@@ -141,11 +152,12 @@ class DecoderLayer(nn.Module):
         cached: dict[str, Array],
         index: Int[Array, ""],
         mask: Bool[Array, "1 1 1 L"],
-        bias: Float[Array, "1 H 1 L"],
+        bias: Float[Array, "1 H 1 L"] | None,
         cross: tuple[Array, Array],
         cross_mask: Bool[Array, "X 1 1 S"],
     ) -> tuple[Float[Array, "B 1 D"], dict[str, Array]]:
         """One position more; `cross` may be shared by B / X hypotheses of each of X examples."""
+        bias = self.relpos_bias(cached["keys"].shape[1], position=index) if self.relpos_bias else bias
         y = self.pre_self_attention_layer_norm(x)
         new = dict(zip(("keys", "values"), self.self_attention.project(y), strict=True))
         put = lambda old, one: jax.lax.dynamic_update_slice_in_dim(old, one.astype(old.dtype), index, axis=1)
@@ -164,7 +176,7 @@ class Decoder(nn.Module):
     config: T5Config
 
     def setup(self) -> None:
-        self.relpos_bias = RelativeBias(self.config.num_heads, bidirectional=False)
+        self.relpos_bias = _bias(self.config, bidirectional=False, inside=False)
         self.layers = [DecoderLayer(self.config, name=f"layers_{i}") for i in range(self.config.num_decoder_layers)]
         self.decoder_norm = _norm(self.config)
         if not self.config.logits_via_embedding:
@@ -192,7 +204,7 @@ class Decoder(nn.Module):
         causal = jnp.tril(jnp.ones((1, 1, length, length), bool))
         mask = same_segment(stream.segments, stream.segments) & causal
         cross_mask = same_segment(examples, source.segments)
-        bias = self.relpos_bias(length)
+        bias = self.relpos_bias(length) if self.relpos_bias else None
         for layer in self.layers:
             x = layer(x, stream, mask, bias, encoded, cross_mask, source, dropout)
         x = self.decoder_norm(x)
@@ -209,7 +221,7 @@ class Decoder(nn.Module):
         x, index = embedded.astype(self.config.dtype), cache["index"]
         length = cache["layers"][0]["keys"].shape[1]
         mask = (jnp.arange(length) <= index)[None, None, None, :]
-        bias = self.relpos_bias(length, position=index)
+        bias = self.relpos_bias(length, position=index) if self.relpos_bias else None
         layers = []
         for layer, cached, keys_values in zip(self.layers, cache["layers"], cross, strict=True):
             x, cached = layer.step(x, cached, index, mask, bias, keys_values, seen[:, None, None, :])
@@ -318,7 +330,7 @@ def parameter_shapes(config: T5Config) -> dict[str, Any]:
 
 def parameter_axes(config: T5Config) -> dict[str, Any]:
     """The logical axis names of every parameter, as T5X writes them."""
-    return partitioning.get_axis_names(_abstract(config)["params_axes"])
+    return unfreeze(partitioning.get_axis_names(_abstract(config)["params_axes"]))
 
 
 def _abstract(config: T5Config) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.t5 import T5Config
 
 VERSION = 3  # of the format; before it, bfloat16 was stored as uint16
+BIAS = "relpos_bias/rel_embedding"
 
 
 def newest(path: str) -> str:
@@ -37,16 +38,16 @@ def newest(path: str) -> str:
 
 def open_checkpoint(path: str, expected: T5Config | None = None) -> Source:
     """Opens `checkpoint_N`; sizes come from the tensors' shapes, the gate's activation from `expected` if given."""
-    contents = _index(path)
+    contents = read_index(path)
     version = contents.get("version", 0)
     state = contents["optimizer"] if version else contents
     target = state.get("target") if isinstance(state, dict) else None
     if not isinstance(target, dict):
         raise UserError(f"{path}/checkpoint has no entry `target`; it is not a T5X checkpoint of a model.")
     target = target.get("params", target)
-    tensors = {name: tensor for name, tensor in _tensors(path, target).items() if "prompt" not in name}
-    tensors = _unscanned(path, tensors)
-    return Source(path, _config(path, tensors, expected), tensors, step=_step(state))
+    tensors = {name: tensor for name, tensor in open_tensors(path, target).items() if "prompt" not in name}
+    tensors = _joined(_unscanned(path, tensors))
+    return Source(path, _config(path, tensors, expected), tensors, step=step_of(state))
 
 
 def save_t5x(params: dict[str, Any], path: str | Path, step: int, dtype: Any = jnp.float32) -> str:
@@ -85,7 +86,8 @@ def _write(folder: Path, array: np.ndarray) -> dict[str, Any]:
     return spec
 
 
-def _index(path: str) -> dict[str, Any]:
+def read_index(path: str) -> dict[str, Any]:
+    """What the file `checkpoint` of a folder checkpoint_N says. Raises UserError for what is no T5X checkpoint."""
     data = _get(path, "checkpoint")
     if data is None and Path(path, "state").is_dir():
         raise UserError(
@@ -109,7 +111,7 @@ def _index(path: str) -> dict[str, Any]:
     return contents
 
 
-def _tensors(path: str, target: dict[str, Any]) -> dict[str, Tensor]:
+def open_tensors(path: str, target: dict[str, Any]) -> dict[str, Tensor]:
     """Every array below `target`; stores are opened together, as each costs a round trip on gs://."""
     try:
         leaves = traverse_util.flatten_dict(target, is_leaf=lambda _, leaf: _is_spec(leaf), sep="/")
@@ -167,7 +169,8 @@ def _decoded(array: np.ndarray) -> np.ndarray:
     return array.view(jnp.bfloat16) if array.dtype == np.uint16 else array
 
 
-def _step(state: dict[str, Any]) -> int | None:
+def step_of(state: dict[str, Any]) -> int | None:
+    """The step an index's state was saved at, where it tells."""
     step = state.get("state", {}).get("step") if isinstance(state.get("state"), dict) else None
     return int(np.asarray(step).reshape(-1)[0]) if isinstance(step, int | np.ndarray | np.generic) else None
 
@@ -175,37 +178,56 @@ def _step(state: dict[str, Any]) -> int | None:
 def _unscanned(path: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     """Layers stacked by `scan_layers` (`encoder/encoder/...`, layer axis 1) as one tensor a layer."""
     plain = {}
+    tables = {name: tensor for name, tensor in tensors.items() if _is_stacked(name) and name.endswith(BIAS)}
+    shared = all(_alike(path, name, tensor) for name, tensor in tables.items())
     for name, tensor in tensors.items():
-        scanned = re.fullmatch(r"(encoder/encoder|decoder/decoder)/(.+)", name)
-        if not scanned:
+        if not _is_stacked(name):
             plain[name] = tensor
             continue
-        stack, rest = scanned[1].partition("/")[0], scanned[2]
+        stack, _, rest = name.split("/", 2)
         if len(tensor.shape) < 2:
             raise UserError(f"{path}: {name} {tensor.shape} has no layer axis, though its layers are scanned.")
         shape = tensor.shape[:1] + tensor.shape[2:]
-        if rest == "relpos_bias/rel_embedding":
-            plain[f"{stack}/{rest}"] = Tensor(shape, lambda n=name, t=tensor: _shared_bias(path, n, t.read()))
-            continue
-        for i in range(tensor.shape[1]):
-            plain[f"{stack}/layers_{i}/{rest}"] = Tensor(shape, lambda t=tensor, i=i: t.read(np.s_[:, i]))
+        layers = [Tensor(shape, lambda t=tensor, i=i: t.read(np.s_[:, i])) for i in range(tensor.shape[1])]
+        if rest == BIAS and shared:
+            plain[f"{stack}/{rest}"] = layers[0]
+        else:
+            plain |= {f"{stack}/layers_{i}/{rest}": layer for i, layer in enumerate(layers)}
     return plain
 
 
-def _shared_bias(path: str, name: str, array: np.ndarray) -> np.ndarray:
-    if not (array == array[:, :1]).all():
-        raise UserError(
-            f"{path}: {name} differs between layers (T5X's scalable_t5 learns one relative bias a layer);"
-            " this network, like every released T5, shares one among them."
-        )
-    return array[:, 0]
+def _is_stacked(name: str) -> bool:
+    return name.startswith(("encoder/encoder/", "decoder/decoder/"))
+
+
+def _alike(path: str, name: str, tensor: Tensor) -> bool:
+    """Whether all layers have one table, as in every T5 that was not trained with scanned layers."""
+    try:
+        tables = tensor.read()
+    except (ValueError, OSError, NotImplementedError, RuntimeError) as error:
+        reason = str(error).splitlines()[0][:300]
+        raise UserError(f"The tensor {name} in {path} cannot be read ({reason}): copy it again.") from error
+    return bool((tables == tables[:, :1]).all())
+
+
+def _joined(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Attention kernels that keep heads and head width apart (T5X's scalable_t5), as the matrices they are."""
+    joined = dict(tensors)
+    for name, tensor in tensors.items():
+        kernel = re.search(r"attention/(query|key|value|out)/kernel$", name)
+        if kernel and len(tensor.shape) == 3:
+            one, two, three = tensor.shape
+            shape = (one * two, three) if kernel[1] == "out" else (one, two * three)
+            joined[name] = Tensor(shape, lambda tensor=tensor, shape=shape: tensor.read().reshape(shape))
+    return joined
 
 
 def _config(path: str, tensors: dict[str, Tensor], expected: T5Config | None) -> T5Config:
     gated = "encoder/layers_0/mlp/wi_0/kernel" in tensors
     wi = f"encoder/layers_0/mlp/{'wi_0' if gated else 'wi'}/kernel"
+    shared = f"encoder/{BIAS}" in tensors
     telling = {
-        "token_embedder/embedding": 2, "encoder/relpos_bias/rel_embedding": 2,
+        "token_embedder/embedding": 2, f"encoder/{BIAS}" if shared else f"encoder/layers_0/{BIAS}": 2,
         "encoder/layers_0/attention/query/kernel": 2, wi: 2,
     }  # fmt: skip
     absent = [name for name, rank in telling.items() if name not in tensors or len(tensors[name].shape) != rank]
@@ -223,5 +245,5 @@ def _config(path: str, tensors: dict[str, Tensor], expected: T5Config | None) ->
     )
     return T5Config(
         vocab_size, emb_dim, heads, joined // heads, mlp_dim, layers("encoder"), layers("decoder"), activations,
-        logits_via_embedding="decoder/logits_dense/kernel" not in tensors,
+        logits_via_embedding="decoder/logits_dense/kernel" not in tensors, shared_relative_bias=shared,
     )  # fmt: skip

@@ -1,4 +1,4 @@
-"""Prompt tuning (Lester et al. 2021): read from top to bottom, `train` is one run.
+"""Training, of prompts or of a whole model: read from top to bottom, `train` is one run.
 
 python -m prompt_tuning.train --gin_file=runs/sst2_small.gin --gin.MODEL_DIR=runs/sst2
 """
@@ -6,7 +6,6 @@ python -m prompt_tuning.train --gin_file=runs/sst2_small.gin --gin.MODEL_DIR=run
 import contextlib
 import dataclasses
 import functools
-import math
 import signal
 import sys
 import threading
@@ -18,10 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import configure, device, infer, layout, optim, prompt_file, report, slots, split
-from prompt_tuning.batches import TrainingData, prefetched
+from prompt_tuning import configure, device, layout, optim, report, slots, split, tuning  # noqa: F401 - gin's names
+from prompt_tuning.batches import Feed, prefetched
 from prompt_tuning.checkpoint import Best, Checkpointer, Identity
-from prompt_tuning.examples import Examples
 from prompt_tuning.log import Clock, Log, bytes_in_words
 from prompt_tuning.run import Opened, Run, open_run
 from prompt_tuning.step import TrainState, train_step
@@ -38,14 +36,11 @@ class Result:
 
 def train(run: Run) -> Result:
     """Trains every slot of `run`, evaluating and saving every EVAL_PERIOD steps; goes on from the newest checkpoint."""
-    clock = Clock()
+    clock, way = Clock(), run.tuning
     opened = open_run(run)
-    optimizer = optim.over_slots(
-        run.optimizer, [s.length for s in opened.slots], [s.learning_rate for s in opened.slots], run.schedule
-    )
-    data, held_out = TrainingData(opened), opened.held_out()
-    state = _first_state(opened, optimizer)
-    best = Best.none(state.trainable["prompt"]["bank"])
+    optimizer, feed = way.optimizer(opened), way.feed(opened)
+    state, frozen = _first_state(opened, optimizer)
+    best = Best.none(way.kept(state.trainable), len(opened.slots))
     identity = Identity(opened.base.digest, _settings(opened))
 
     run.folder.mkdir(parents=True, exist_ok=True)
@@ -54,38 +49,46 @@ def train(run: Run) -> Result:
             state, best = checkpointer.restore(state, best, identity)
         (run.folder / "config.gin").write_text(gin.operative_config_str(), "utf-8")
         with contextlib.closing(Log(run.folder, int(state.step))) as log:
-            evaluator = Evaluator(opened, held_out, log)
-            periods = _periods(opened, data, optimizer, state, log, clock, stop)
+            evaluator = Evaluator(opened, frozen, log)
+            periods = _periods(opened, feed, optimizer, state, frozen, log, clock, stop)
             for state, stopped in periods:
                 done = int(state.step)
                 if not stopped:
                     best = evaluator(state, best)
-                _save(opened, checkpointer, log, state, best, identity)
+                log.flush()
+                checkpointer.save(state, best, identity)
+                way.save(opened, state.trainable, done)
                 if stopped:
                     log.say(f"stopped at step {done} and saved; the same command goes on from there", "bold")
                 elif run.patience and done - best.step.max() >= run.patience * run.eval_period:
                     log.say(f"no slot got better in {run.patience} evaluations: stopping early", "bold")
                     break
-            _finish(opened, log, best)
+            if not stop.is_set():
+                for line in way.finish(opened, state.trainable, best):
+                    log.say(line, "bold")
+            log.flush()
+            if picture := report.curves(run.folder):
+                log.say(f"curves in {picture}", "dim")
     return Result(int(state.step), best, tuple(slot.name for slot in opened.slots))
 
 
 def _periods(
-    opened: Opened, data: TrainingData, optimizer: optim.Optimizer, state: TrainState,
+    opened: Opened, feed: Feed, optimizer: optim.Optimizer, state: TrainState, frozen: split.Params,
     log: Log, clock: Clock, stop: threading.Event,
 ) -> Iterator[tuple[TrainState, bool]]:  # fmt: skip
     """(state, False) after every EVAL_PERIOD steps and the last one; (state, True) once, when `stop` is set."""
-    run, first, shape = opened.run, int(state.step), data.plan()
-    log.ledger(_ledger(opened, data, shape, first))
+    run, first, shape = opened.run, int(state.step), feed.plan()
+    log.ledger(_ledger(opened, feed, shape, state, frozen))
     pure = functools.partial(
         train_step, model=opened.model, optimizer=optimizer, dropout_rate=run.dropout_rate, z_loss=run.z_loss,
         microbatches=run.microbatches,
     )  # fmt: skip
-    step = jax.jit(pure, donate_argnames="state", compiler_options=device.compiler_options())
+    places = jax.tree.map(lambda leaf: leaf.sharding, state), None
+    step = jax.jit(pure, donate_argnames="state", out_shardings=places, compiler_options=device.compiler_options())
     window: list[tuple[Any, float]] = []
-    with contextlib.closing(prefetched(lambda n: data.batch(n, shape), first, run.train_steps)) as batches:
+    with contextlib.closing(prefetched(lambda n: feed.batch(n, shape), first, run.train_steps)) as batches:
         for n, batch in batches:
-            state, metrics = step(state, opened.base.params, device.put_batch(batch, opened.mesh))
+            state, metrics = step(state, frozen, device.put_batch(batch, opened.mesh))
             window.append((metrics, batch.padding))
             done = n + 1
             if done == first + 1:
@@ -109,16 +112,14 @@ def _periods(
 class Evaluator:
     """Scores every slot on its held-out examples and keeps the best."""
 
-    def __init__(self, opened: Opened, held_out: list[list[tuple[Any, Examples]]], log: Log) -> None:
-        self.opened, self.held_out, self.log = opened, held_out, log
-        self.answerer = opened.answerer()
+    def __init__(self, opened: Opened, frozen: split.Params, log: Log) -> None:
+        self.opened, self.frozen, self.log = opened, frozen, log
+        self.evaluate = opened.run.tuning.evaluator(opened)
 
     def __call__(self, state: TrainState, best: Best) -> Best:
-        params = split.merge(state.trainable, self.opened.base.params)
-        metrics = infer.evaluate(self.answerer, params, self.held_out, self.opened.run.predict)
+        metrics, scores = self.evaluate(split.merge(state.trainable, self.frozen))
         step = int(state.step)
-        scores = np.array([infer.mean_metric(m) for m in metrics])
-        best = best.updated(np.asarray(state.trainable["prompt"]["bank"]), scores, step)
+        best = best.updated(self.opened.run.tuning.kept(state.trainable), scores, step)
         for slot, found, score, at in zip(self.opened.slots, metrics, best.score, best.step, strict=True):
             shown = "  ".join(f"{name} {value:.2f}" for name, value in found.items())
             note = "best so far" if at == step else f"best {score:.2f} at step {at}"
@@ -128,11 +129,13 @@ class Evaluator:
         return best
 
 
-def _first_state(opened: Opened, optimizer: optim.Optimizer) -> TrainState:
-    trainable = {"prompt": {"bank": jnp.asarray(opened.start_bank())}}
-    rng = jnp.asarray(slots.rng_of(opened.slots))
-    state = TrainState(trainable, optimizer.init(trainable), jnp.zeros((), jnp.int32), rng)
-    return device.put_everywhere(state, opened.mesh)
+def _first_state(opened: Opened, optimizer: optim.Optimizer) -> tuple[TrainState, split.Params]:
+    """The state before the first step, each leaf where it will stay, and the frozen parameters."""
+    trainable, frozen = opened.run.tuning.start(opened)
+    everywhere = functools.partial(device.put_everywhere, mesh=opened.mesh)
+    rng, step = jnp.asarray(slots.rng_of(opened.slots)), jnp.zeros((), jnp.int32)
+    opt_state = device.put_beside(optimizer.init(trainable), trainable, opened.mesh)
+    return TrainState(trainable, opt_state, everywhere(step), everywhere(rng)), frozen
 
 
 def _settings(opened: Opened) -> dict[str, Any]:
@@ -142,26 +145,27 @@ def _settings(opened: Opened) -> dict[str, Any]:
     bound = lambda function: {name: word(v) for name, v in configure.bound(function).items()}
     described = [{f.name: word(getattr(s, f.name)) for f in dataclasses.fields(s)} for s in opened.slots]
     names = ("batch_size", "microbatches", "packing", "z_loss", "dropout_rate", "eval_period", "log_period")
+    tuned = type(run.tuning).__name__, {f.name: getattr(run.tuning, f.name) for f in dataclasses.fields(run.tuning)}
     functions = {"optimizer": run.optimizer, "schedule": run.schedule}
     functions |= {f"init of {slot.name}": slot.init for slot in opened.slots}
     settings = {name: getattr(run, name) for name in names} | {"slots": described, "lengths": dict(run.data.lengths)}
+    settings["tuning"] = {tuned[0]: tuned[1]}
     return settings | {name: {word(function): bound(function)} for name, function in functions.items()}
 
 
-def _ledger(opened: Opened, data: TrainingData, shape: layout.Shape, first: int) -> dict[str, str]:
+def _ledger(opened: Opened, feed: Feed, shape: layout.Shape, state: TrainState, frozen: split.Params) -> dict[str, str]:
     """What the run is made of."""
-    run, base = opened.run, opened.base
-    frozen, trainable = split.count(base.params), sum(s.length for s in opened.slots) * base.config.emb_dim
-    batch = data.batch(first, shape)
-    sets = ", ".join(f"{e.task} {len(e):,}" for e in data.distinct)
-    cut = sum(e.truncated for e in data.distinct)
-    share = trainable / (trainable + frozen)
+    run, base, first = opened.run, opened.base, int(state.step)
+    whole = run.tuning.whole_model
+    trainable = split.count(state.trainable) if whole else sum(s.length for s in opened.slots) * base.config.emb_dim
+    batch = feed.batch(first, shape)
+    share = trainable / (trainable + split.count(frozen))
     rows = {
-        "base": f"{base.path} ({base.digest[:12]})",
-        "frozen": f"{frozen:,} parameters, {bytes_in_words(split.size_in_bytes(base.params))}",
+        "base": f"{base.path} ({base.digest[:12]})" if base.step != 0 else base.path,
+        "frozen": f"{split.count(frozen):,} parameters, {bytes_in_words(split.size_in_bytes(frozen))}",
         "trainable": f"{trainable:,} parameters, {bytes_in_words(4 * trainable)} ({share:.4%})",
         "devices": device.describe(),
-        "examples": sets + (f"; {cut:,} inputs cut at {run.data.lengths['inputs']} tokens" if cut else ""),
+        "examples": feed.described,
         "batch": f"{len(opened.slots)} x {run.batch_size} examples in {len(batch.encoder_tokens)} rows of"
         f" {shape.row_length} positions, {batch.padding:.0%} padding",
         "writes to": str(run.folder),
@@ -188,39 +192,6 @@ def _log_window(log: Log, clock: Clock, opened: Opened, window: list, done: int,
         "memory": device.peak_memory(),
     }
     log.train(done, run.train_steps, record, clock.left(run.train_steps - done))
-
-
-def _save(
-    opened: Opened, checkpointer: Checkpointer, log: Log, state: TrainState, best: Best, identity: Identity
-) -> None:
-    """The checkpoint, and the prompts of this step as bare arrays where the authors' code puts them."""
-    log.flush()
-    checkpointer.save(state, best, identity)
-    folder = opened.run.folder / "numpy_checkpoints" / f"checkpoint_{int(state.step)}"
-    bank = np.asarray(state.trainable["prompt"]["bank"])
-    for k, slot in enumerate(opened.slots):
-        place = folder / slot.name if len(opened.slots) > 1 else folder
-        prompt_file.save_npy(place / "encoder.prompt.prompt.prompt", bank[k, : slot.length])
-
-
-def _finish(opened: Opened, log: Log, best: Best) -> None:
-    """The best prompt of each slot that was evaluated, with its card."""
-    for k, slot in enumerate(opened.slots):
-        if not math.isfinite(best.score[k]):
-            continue
-        path = opened.run.folder / "prompts" / f"{slot.name}.safetensors"
-        tasks = opened.mixtures[k]
-        card = prompt_file.Card(
-            name=slot.name, task=tasks.name, labels=opened.labels[k], placement=slot.placement.__name__,
-            init=slot.init.__name__, seed=slot.seed, step=int(best.step[k]),
-            score=float(best.score[k]), metric="mean of the task's metrics",
-            base=opened.base.path, base_digest=opened.base.digest, input_length=opened.run.data.lengths["inputs"],
-        )  # fmt: skip
-        prompt_file.save_safetensors(path, prompt_file.Prompt(best.bank[k, : slot.length], card))
-        log.say(f"{slot.name}: {best.score[k]:.2f} at step {best.step[k]}, prompt in {path}", "bold")
-    log.flush()
-    if picture := report.curves(opened.run.folder):
-        log.say(f"curves in {picture}", "dim")
 
 
 class _stop_signal:

@@ -39,6 +39,10 @@ class Vocabulary:
         """Number of ids, extra ids included (32,100 for T5; its embedding table is padded beyond that)."""
         return int(self._model.get_piece_size())
 
+    def save(self, path: str | Path) -> None:
+        """Writes the model with its extra ids, so that sentencepiece alone gives the same ids."""
+        Path(path).write_bytes(self._model.serialized_model_proto())
+
     @property
     def unk_id(self) -> int:
         return int(self._model.unk_id())

@@ -1,10 +1,9 @@
-"""Records what T5X does with the authors' prompt modules, for tests/test_t5_parity.py.
+"""Records what T5X does with the authors' prompt modules, for tests/test_t5x_parity.py.
 
-    PYTHONPATH=T5X:FLAXFORMER:PROMPT_TUNING:AIRIO:JESTIMATOR python scripts/record_t5x.py
+    PYTHONPATH=$PROMPT_TUNING_REFERENCE:$PYTHONPATH python scripts/record_t5x.py [FOLDER]
 
-Runs where the sources stand that PYTHONPATH names; docs/from_t5x.md says how to lay them out. The authors' package is
-called prompt_tuning too, so this script imports nothing of this project but tests/golden/parity_inputs.py. Writes
-tests/golden/t5x_{short,long}.npz.
+docs/from_t5x.md sets both variables. The authors' package is called prompt_tuning too, so this script imports nothing
+of this project but tests/golden/parity_inputs.py. Writes t5x_{short,long}.npz to tests/golden, or to FOLDER.
 
 Recorded with t5x cc342d4, google-research/prompt-tuning 72285ee, flaxformer 399ea3a, jax 0.10.2, flax 0.12.8.
 """
@@ -171,12 +170,12 @@ def minimal(case: parity_inputs.Case) -> dict[str, np.ndarray]:
     return {"minimal_logits": logits, "minimal_loss": value, "minimal_gradient": gradient[case.kept]}
 
 
-def record(name: str) -> None:
+def record(name: str, folder: Path) -> None:
     case = parity_inputs.CASES[name]
     numbers = forward(authors_model(case), case) | minimal(case)
     for origin in ORIGINS:
         numbers |= train(authors_model(case), case, origin)
-    path = GOLDEN / f"t5x_{name}.npz"
+    path = folder / f"t5x_{name}.npz"
     prompts = {k: np.asarray(v)[case.kept] for k, v in numbers.items() if k.startswith(("first", "last", "gradient"))}
     np.savez_compressed(path, **{k: np.asarray(v) for k, v in numbers.items()} | prompts)
     print(path, f"{path.stat().st_size:,} bytes")
@@ -189,4 +188,4 @@ if __name__ == "__main__":
 
     gin.add_config_file_search_path(str(Path(prompt_tuning.__path__[0]).parent))
     for name in parity_inputs.CASES:
-        record(name)
+        record(name, Path(sys.argv[1]) if len(sys.argv) > 1 else GOLDEN)

@@ -1,9 +1,10 @@
-"""Every dataset of both papers as a SeqIO task; importing this registers them all and reads no data."""
+"""Every dataset of both papers as a SeqIO task, and the demonstration; importing registers all and reads no data."""
 
-from tasks import glue, mrqa, nli, pretraining, rainbow, spot, summarization, superglue, transfer
+from tasks import demo, glue, mrqa, nli, pretraining, rainbow, spot, summarization, superglue, transfer
 from tasks.reference_names import own_name
 
 __all__ = [
+    "demo",
     "glue",
     "mrqa",
     "nli",

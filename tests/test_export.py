@@ -63,6 +63,19 @@ def test_the_prompt_is_found_in_a_checkpoint_of_the_whole_model(tmp_path):
     assert found.card.step == 1_100_500
 
 
+def test_base_and_prompt_in_one_t5x_checkpoint_are_the_base_and_the_prompt(source, tmp_path):
+    base = load_base(GOLDEN / "t5_1_1")
+    apart = t5x_checkpoint.save_t5x(base.params, tmp_path / "base", 1_100_000)
+    together = export.with_base(apart, source, tmp_path / "together")
+    assert together.name == "checkpoint_1100500"
+    assert load_base(together).digest == base.digest
+    np.testing.assert_array_equal(export.load(together).vectors, export.load(source).vectors)
+    narrow = tmp_path / "narrow.npy"
+    np.save(narrow, np.ones((5, 8), np.float32))
+    with pytest.raises(UserError, match=r"8 wide, the base .* 16"):
+        export.with_base(apart, narrow, tmp_path / "never")
+
+
 @pytest.mark.parametrize("name", ["ours", "theirs"])
 def test_logits_behind_a_prompt_are_those_of_peft(name):
     golden, prompt = np.load(PEFT / "golden.npz"), export.load(PEFT / name)

@@ -103,3 +103,54 @@ def test_a_mixture_draws_its_tasks_at_their_rates_and_resumes():
     first = [i for task, i in drawn if task == 1][:10]
     assert sorted(first) == list(range(10)), "a task's own epochs are whole"
     assert Order([50, 10, 5], [0.6, 0.4, 0.0], seed=0)(3100, 50) == drawn[3100:3150]
+
+
+def save(folder, name: str, seed: int, length: int = 6, base: str = "") -> str:
+    vectors = np.random.default_rng(seed).normal(size=(length, 16)).astype(np.float32)
+    prompt = prompt_file.Prompt(vectors, prompt_file.Card(name=name, base="t5", base_digest=base))
+    prompt_file.save_safetensors(folder / f"{name}.safetensors", prompt)
+    return str(folder / f"{name}.safetensors")
+
+
+def test_a_slot_starts_from_its_own_prompt_or_from_an_average(tmp_path):
+    places = [save(tmp_path, name, seed) for seed, name in enumerate("abc")]
+    vectors = [prompt_file.load(place).vectors.astype(np.float64) for place in places]
+    weights = dict(zip(places, (0.5, 2.0, 1.5), strict=True))
+    rows = [{"task": "x", "init": places[1], "name": "one"}, {"task": "x", "init": weights, "name": "three"}]
+    one, three = slots.expand([row | {"length": 6} for row in rows], None)
+    bank = slots.start_bank([one, three], [start(), start()])
+    np.testing.assert_array_equal(bank[0], vectors[1])
+    expected = (0.5 * vectors[0] + 2.0 * vectors[1] + 1.5 * vectors[2]) / 4
+    np.testing.assert_allclose(bank[1], expected, atol=1e-6)
+    assert places[1] in one.init.__name__ and all(place in three.init.__name__ for place in places)
+
+
+def test_a_grid_of_saved_prompts_is_named_after_them(tmp_path):
+    made = slots.expand(None, {"init": [save(tmp_path, "a", 0), save(tmp_path, "b", 1)]})
+    assert [slot.name.endswith(f"{end}.safetensors") for slot, end in zip(made, "ab", strict=True)] == [True, True]
+
+
+@pytest.mark.parametrize(
+    "more, expected",
+    [({"length": 5}, "--gin.PROMPT_LENGTH=5"), ({"base": "other"}, "other weights")],
+    ids=["another length", "another base"],
+)
+def test_a_prompt_that_does_not_fit_is_refused_alone_and_in_an_average(tmp_path, more, expected):
+    fits, wrong = save(tmp_path, "fits", 0, base="this"), save(tmp_path, "wrong", 1, **more)
+    for init in (inits.of(wrong), inits.of({fits: 1.0, wrong: 1.0})):
+        with pytest.raises(UserError, match=expected):
+            init(start(base_digest="this"), rng=RNG)
+
+
+def test_weights_that_are_no_weights_are_refused(tmp_path):
+    place = save(tmp_path, "a", 0)
+    for weight in (0, -1, "much"):
+        with pytest.raises(UserError, match="above 0"):
+            inits.of({place: weight})
+
+
+def test_labels_are_used_where_a_task_has_them(vocabulary):
+    labelled = start(vocabulary=vocabulary, labels=("positive", "negative"))
+    np.testing.assert_array_equal(inits.class_labels_if_any(labelled, rng=RNG), inits.class_labels(labelled, rng=RNG))
+    free = start(vocabulary=vocabulary)
+    np.testing.assert_array_equal(inits.class_labels_if_any(free, rng=RNG), inits.sampled_vocabulary(free, rng=RNG))

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[1] / "prompt_tuning"
+ROOMS = sorted(PACKAGE.rglob("*.py"))
 
 
-def module(path: Path) -> str:
-    """The name that a file is imported by."""
-    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
+def named(path: Path) -> str:
+    """The module of a file."""
+    return ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts).removesuffix(".__init__")
 
 
 def imports(path: Path, everywhere: bool = True) -> set[str]:
@@ -31,7 +32,7 @@ def imports(path: Path, everywhere: bool = True) -> set[str]:
 
 
 def test_no_room_imports_one_that_imports_it():
-    files = {module(path): path for path in PACKAGE.rglob("*.py") if path.stem != "__init__"}
+    files = {named(path): path for path in ROOMS if named(path) != "prompt_tuning"}
     above = {name: imports(path, everywhere=False) & files.keys() for name, path in files.items()}
     left = dict(above)
     while ready := [name for name, needs in left.items() if not needs & left.keys()]:
@@ -40,7 +41,7 @@ def test_no_room_imports_one_that_imports_it():
     assert not left, "these import one another in a circle"
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=module)
+@pytest.mark.parametrize("path", ROOMS, ids=named)
 def test_only_the_data_room_imports_seqio_and_tensorflow(path):
     roots = {name.split(".")[0] for name in imports(path)}
     if path.stem != "data":
@@ -51,7 +52,7 @@ def test_only_the_data_room_imports_seqio_and_tensorflow(path):
         assert "t5x" not in roots
 
 
-@pytest.mark.parametrize("path", sorted(PACKAGE.rglob("*.py")), ids=module)
+@pytest.mark.parametrize("path", ROOMS, ids=named)
 def test_only_the_server_imports_what_serving_needs(path):
     if path.parent.name != "serve":
         assert not {name.split(".")[0] for name in imports(path)} & {
@@ -64,7 +65,8 @@ def test_only_the_server_imports_what_serving_needs(path):
 
 def test_training_and_predicting_import_no_tensorflow():
     code = (
-        "import prompt_tuning.train, prompt_tuning.predict, prompt_tuning.evaluate, prompt_tuning.task_file, sys;"
+        "import prompt_tuning.train, prompt_tuning.predict, prompt_tuning.evaluate, prompt_tuning.tiny;"
+        "import prompt_tuning.library, prompt_tuning.study, prompt_tuning.transfer, sys;"
         "assert not {'tensorflow', 'seqio', 'clu', 'matplotlib'} & set(sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -3,6 +3,7 @@
 Needs T5X on the path; docs/from_t5x.md says how to put it there. T5X's own programs run in processes of their own.
 """
 
+import contextlib
 import functools
 import json
 import os
@@ -19,7 +20,7 @@ from flax import traverse_util
 from golden import parity_inputs
 from golden.parity_inputs import CASES, Case
 
-from prompt_tuning import base
+from prompt_tuning import base, export
 from prompt_tuning.t5 import T5, T5Config, parameter_shapes
 
 pytestmark = pytest.mark.t5x
@@ -52,6 +53,12 @@ seqio.TaskRegistry.add(
 def config(case: Case, vocab_size: int) -> T5Config:
     layers = {"num_encoder_layers": case.layers, "num_decoder_layers": case.layers}
     return T5Config(vocab_size, case.emb_dim, case.num_heads, case.head_dim, case.mlp_dim, **layers)
+
+
+def sizes_for_t5x() -> dict:
+    """The case's configuration as T5X's own networks take it, without dropout."""
+    sizes = vars(config(CASE, CASE.vocab_size)) | {"dropout_rate": 0.0}
+    return {name: value for name, value in sizes.items() if name != "shared_relative_bias"}
 
 
 def random_weights(config: T5Config) -> dict:
@@ -142,81 +149,152 @@ def test_t5x_evaluates_and_infers_with_a_prompt_file(trained):
     assert len(answers) == 32 and "prediction" in json.loads(answers[0])
 
 
-def encoder_decoder_model(module: object) -> object:
+def encoder_decoder_model() -> object:
+    """T5X's model of the case over our network, which trains the prompt alone."""
     import seqio
-    from t5x import adafactor, models
+    from t5x import adafactor, models, optimizers
 
     from prompt_tuning import t5x_bridge
 
     vocabulary = seqio.PassThroughVocabulary(size=CASE.vocab_size, eos_id=1)
-    return models.EncoderDecoderModel(
-        module, vocabulary, vocabulary, adafactor.Adafactor(logical_factor_rules=t5x_bridge.factor_rules())
-    )
+    rules, prompt = t5x_bridge.factor_rules(), traverse_util.ModelParamTraversal(t5x_bridge.only())
+    settings = {"multiply_by_parameter_scale": False, "weight_decay_rate": CASE.weight_decay}
+    optimizer = optimizers.MultiOptimizer(((prompt, adafactor.Adafactor(**settings, logical_factor_rules=rules)),))
+    module = t5x_bridge.PromptedT5(config(CASE, CASE.vocab_size), CASE.prompt_length, nn.initializers.zeros)
+    return models.EncoderDecoderModel(module, vocabulary, vocabulary, optimizer, z_loss=CASE.z_loss)
+
+
+def prompted() -> dict:
+    """The case's weights with its prompt, where T5X has it."""
+    params = random_weights(config(CASE, CASE.vocab_size))
+    params["encoder"]["prompt"] = {"prompt": {"prompt": parity_inputs.prompt(CASE)}}
+    return jax.tree.map(jnp.asarray, params)
+
+
+def drawn_state(model: object) -> object:
+    """T5X's state of a model with random parameters, in one compiled call."""
+    from t5x import train_state
+
+    tokens = {"encoder_input_tokens": (2, 8), "decoder_input_tokens": (2, 4)}
+    variables = jax.jit(lambda key: model.get_initial_variables(key, tokens))(jax.random.key(1))
+    return train_state.FlaxOptimTrainState.create(model.optimizer_def, variables)
+
+
+def state_at(model: object, step: int) -> object:
+    return drawn_state(model).replace_params(prompted()).replace_step(jnp.asarray(step, jnp.int32))
+
+
+@contextlib.contextmanager
+def promotion():
+    """T5X promotes types and ranks, which the tests forbid elsewhere."""
+    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
+        yield
 
 
 def test_t5xs_own_beam_search_over_our_cache_gives_the_recorded_answers():
-    from prompt_tuning import t5x_bridge
-
-    golden = np.load(GOLDEN / "t5x_short.npz")
-    params = random_weights(config(CASE, CASE.vocab_size))
-    params["encoder"]["prompt"] = {"prompt": {"prompt": parity_inputs.prompt(CASE)}}
-    params = jax.tree.map(jnp.asarray, params)
-    drawn = parity_inputs.batch(CASE, 0)
+    golden, drawn = np.load(GOLDEN / "t5x_short.npz"), parity_inputs.batch(CASE, 0)
     targets = np.zeros((CASE.batch, parity_inputs.DECODE_LENGTH), np.int32)
     batch = {"encoder_input_tokens": drawn["inputs"], "decoder_input_tokens": targets}
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        model = encoder_decoder_model(
-            t5x_bridge.PromptedT5(config(CASE, CASE.vocab_size), CASE.prompt_length, nn.initializers.zeros)
-        )
-        decode = functools.partial(model.predict_batch_with_aux, return_all_decodes=True, num_decodes=4)
-        beams, aux = decode(params, batch, decoder_params={"alpha": 0.6})
+    with promotion():
+        decode = functools.partial(encoder_decoder_model().predict_batch_with_aux, return_all_decodes=True)
+        beams, aux = decode(prompted(), batch, num_decodes=4, decoder_params={"alpha": 0.6})
     np.testing.assert_array_equal(beams, golden["beams"])
     np.testing.assert_allclose(aux["scores"], golden["beam_scores"], rtol=1e-5)
+
+
+@pytest.mark.parametrize("origin", [0, START])
+def test_t5xs_own_trainer_over_our_network_takes_the_recorded_steps(origin):
+    from t5x import trainer
+
+    golden, losses = np.load(GOLDEN / "t5x_short.npz"), []
+    with promotion():
+        model = encoder_decoder_model()
+        settings = {"learning_rate": jnp.float32(CASE.learning_rate), "dropout_rng": None, "num_microbatches": None}
+        step = jax.jit(functools.partial(trainer.train_with_lr, model=model, **settings))
+        state = state_at(model, origin)
+        for number in range(parity_inputs.STEPS):
+            drawn = parity_inputs.batch(CASE, number)
+            features = {
+                "encoder_input_tokens": drawn["inputs"], "decoder_target_tokens": drawn["targets"],
+                "decoder_input_tokens": np.pad(drawn["targets"][:, :-1], ((0, 0), (1, 0))),
+                "decoder_loss_weights": (drawn["targets"] > 0).astype(np.int32),
+            }  # fmt: skip
+            state, metrics = step(state, features)
+            losses.append(float(metrics["loss"].compute()))
+    assert np.abs(np.asarray(losses) / golden[f"losses_{origin}"] - 1).max() < 1e-4
+    assert np.abs(state.params["encoder"]["prompt"]["prompt"]["prompt"] - golden[f"last_{origin}"]).max() < 1e-4
 
 
 def test_t5xs_minimal_network_and_ours_agree_side_by_side():
     from t5x.examples.t5 import network
 
-    drawn, sizes = parity_inputs.batch(CASE, 0), vars(config(CASE, CASE.vocab_size))
-    params = jax.tree.map(jnp.asarray, random_weights(config(CASE, CASE.vocab_size)))
+    drawn, params = parity_inputs.batch(CASE, 0), random_weights(config(CASE, CASE.vocab_size))
     shifted = np.pad(drawn["targets"][:, :-1], ((0, 0), (1, 0)))
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        theirs = network.Transformer(network.T5Config(**sizes, dropout_rate=0.0)).apply(
-            {"params": params}, drawn["inputs"], shifted, drawn["targets"], enable_dropout=False
-        )
-    ours = T5(config(CASE, CASE.vocab_size)).apply(
-        {"params": params}, jnp.asarray(drawn["inputs"]), jnp.asarray(shifted)
-    )
+    with promotion():
+        module = network.Transformer(network.T5Config(**sizes_for_t5x()))
+        apply = jax.jit(functools.partial(module.apply, enable_dropout=False))
+        theirs = apply({"params": params}, drawn["inputs"], shifted, drawn["targets"])
+    ours = jax.jit(T5(config(CASE, CASE.vocab_size)).apply)({"params": params}, drawn["inputs"], shifted)
     assert np.abs(np.asarray(ours) - np.asarray(theirs))[drawn["targets"] > 0].max() < 1e-5
 
 
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_t5x_reads_what_we_write_and_we_read_what_t5x_writes(tmp_path, dtype):
-    from t5x import checkpoints, partitioning, train_state
+def test_t5x_reads_what_we_write(tmp_path, dtype):
+    from t5x import checkpoints
+
+    params = random_weights(config(CASE, CASE.vocab_size))
+    ours = base.save_t5x(params, tmp_path, 7, dtype=dtype)
+    with promotion():
+        read = checkpoints.load_t5x_checkpoint(ours)
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.asarray(b, dtype)), read["target"], params)
+    assert int(read["state"]["step"]) == 7
+
+
+def written_by_t5x(state: object, folder: Path, dtype: object) -> Path:
+    """A checkpoint of T5X's own, with the states of the optimizer in it."""
+    from t5x import checkpoints, partitioning
 
     from prompt_tuning import t5x_bridge
 
-    params = random_weights(config(CASE, CASE.vocab_size))
-    ours = base.save_t5x(params, tmp_path / "ours", 7, dtype=dtype)
-    with jax.numpy_dtype_promotion("standard"), jax.numpy_rank_promotion("allow"):
-        read = checkpoints.load_t5x_checkpoint(ours)
-        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, np.asarray(b, dtype)), read["target"], params)
-        assert int(read["state"]["step"]) == 7
-        module = t5x_bridge.PromptedT5(config(CASE, CASE.vocab_size), CASE.prompt_length, nn.initializers.zeros)
-        model = encoder_decoder_model(module)
-        tokens = dict.fromkeys(("encoder_input_tokens", "decoder_input_tokens"), (2, 8))
-        variables = model.get_initial_variables(jax.random.key(0), tokens)
-        state = train_state.FlaxOptimTrainState.create(model.optimizer_def, variables)
-        prompted = {**params, "encoder": {**params["encoder"], "prompt": state.params["encoder"]["prompt"]}}
-        state = state.replace_params(jax.tree.map(jnp.asarray, prompted)).replace_step(jnp.asarray(9, jnp.int32))
-        partitioner = partitioning.PjitPartitioner(
-            num_partitions=1,
-            logical_axis_rules=partitioning.standard_logical_axis_rules(additional_rules=t5x_bridge.axis_rules()),
-        )
-        writer = checkpoints.Checkpointer(state, partitioner, str(tmp_path / "theirs"), save_dtype=jnp.dtype(dtype))
-        writer.save(state)
-    again = base.load_base(tmp_path / "theirs")
+    rules = partitioning.standard_logical_axis_rules(additional_rules=t5x_bridge.axis_rules())
+    with promotion():
+        partitioner = partitioning.PjitPartitioner(num_partitions=1, logical_axis_rules=rules)
+        checkpoints.Checkpointer(state, partitioner, str(folder), save_dtype=jnp.dtype(dtype)).save(state)
+    states = traverse_util.flatten_dict(state.state_dict()["state"]["param_states"])
+    assert sum(np.size(leaf) for leaf in states.values() if leaf is not None) > 0
+    return folder
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_we_read_what_t5x_writes(tmp_path, dtype):
+    with promotion():
+        state = state_at(encoder_decoder_model(), 9)
+    ours = base.save_t5x(random_weights(config(CASE, CASE.vocab_size)), tmp_path / "ours", 7, dtype=dtype)
+    again = base.load_base(written_by_t5x(state, tmp_path / "theirs", dtype))
     assert again.step == 9 and again.digest == base.load_base(ours).digest
+    prompt = export.load(tmp_path / "theirs").vectors
+    np.testing.assert_array_equal(prompt, np.asarray(parity_inputs.prompt(CASE), dtype))
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_t5xs_scanned_network_and_ours_agree_over_its_own_checkpoint(tmp_path, dtype):
+    import seqio
+    from t5x import adafactor, models
+    from t5x.examples.scalable_t5 import network
+
+    drawn, vocabulary = parity_inputs.batch(CASE, 0), seqio.PassThroughVocabulary(size=CASE.vocab_size, eos_id=1)
+    shifted = np.pad(drawn["targets"][:, :-1], ((0, 0), (1, 0)))
+    optimizer = adafactor.Adafactor(logical_factor_rules=adafactor.standard_logical_factor_rules())
+    with promotion():
+        module = network.Transformer(network.T5Config(**sizes_for_t5x(), scan_layers=True))
+        state = drawn_state(models.EncoderDecoderModel(module, vocabulary, vocabulary, optimizer))
+        stored = jax.tree.map(lambda x: x.astype(dtype).astype(jnp.float32), state.params)
+        apply = jax.jit(functools.partial(module.apply, enable_dropout=False))
+        theirs = apply({"params": stored}, drawn["inputs"], shifted, drawn["targets"])
+    read = base.load_base(written_by_t5x(state, tmp_path, dtype))
+    assert not read.config.shared_relative_bias and read.config.num_encoder_layers == CASE.layers
+    ours = jax.jit(T5(read.config).apply)({"params": read.params}, drawn["inputs"], shifted)
+    assert np.abs(np.asarray(ours) - np.asarray(theirs))[drawn["targets"] > 0].max() < 1e-5
 
 
 def test_the_prompt_starts_where_our_own_trainer_starts_it(workplace):

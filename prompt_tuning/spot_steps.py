@@ -1,0 +1,295 @@
+"""SPoT's steps (Vu et al. 2022, §3): each a training run in a folder of its own below MODEL_DIR, done once.
+
+A step is done when `finished.json` stands in its folder; one that was cut short goes on from its own checkpoints.
+"""
+
+import dataclasses
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import gin
+import numpy as np
+
+from prompt_tuning import inits, prompt_file, slots, spot
+from prompt_tuning.errors import UserError
+from prompt_tuning.run import Run
+from prompt_tuning.train import train
+
+FINISHED = "finished.json"
+NO_MATTER = ("model_dir", "slots", "grid", "log_period", "eval_batch_size", "jax_cache_dir")  # for what prompts become
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Spot:
+    """What SPoT is told besides a run's settings; gin/spot.gin says what each means."""
+
+    sources: Sequence[str] = ()
+    targets: Sequence[str] = ()
+    seeds: Sequence[int] = (0, 1, 2)
+    source_steps: int = 262_144
+    source_init: inits.Init = inits.sampled_vocabulary
+    embedding_step: int = 10_000
+    similarity: spot.Similarity = spot.per_token_average
+    retrieve: spot.Retrieve = spot.best_of_top_k
+    top_k: int = 3
+    average_top: Sequence[int] = (3,)
+    mixture_top: Sequence[int] = ()
+    bank_slots: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("sources", "targets", "seeds"):
+            values = getattr(self, name)
+            if isinstance(values, str) or not values:
+                raise UserError(
+                    f"{name.upper()} is {values!r}; it is a list. Type --gin.{name.upper()}=\"['a', 'b']\"."
+                )
+            if len(set(values)) < len(values):
+                raise UserError(f"{name.upper()} names something twice: {list(values)}.")
+        if self.bank_slots is not None and (not isinstance(self.bank_slots, int) or self.bank_slots < 1):
+            raise UserError(f"BANK_SLOTS is {self.bank_slots!r}; it is a whole number from 1, or None for no limit.")
+        for target in self.targets:
+            if not self.sources_of(target):
+                raise UserError(f"There is no source for the target {target}: a task is no source of itself.")
+
+    def sources_of(self, target: str) -> list[str]:
+        """The sources that a target may start from: all but itself."""
+        return [source for source in self.sources if source != target]
+
+    def check(self, run: Run, tops: Mapping[str, Sequence[int]]) -> None:
+        """Raises UserError where settings do not fit each other; `tops` are the k that will be wanted, by name."""
+        fewest = min(len(self.sources_of(target)) for target in self.targets) * len(self.seeds)
+        for name, k in ((name, k) for name, ks in tops.items() for k in ks):
+            if not isinstance(k, int) or not 1 <= k <= fewest:
+                raise UserError(f"{name} has {k!r}, and a target has {fewest} source prompts to choose from.")
+        step, period = self.embedding_step, run.eval_period
+        if run.slots is not None or run.grid is not None or run.data.task_file:
+            raise UserError("spot makes its slots from SOURCES, TARGETS and SEEDS: leave SLOTS, GRID and TASK_FILE at None. A task file may be named among SOURCES and TARGETS.")  # fmt: skip # noqa: E501
+        for name, steps in (("SOURCE_STEPS", self.source_steps), ("TRAIN_STEPS", run.train_steps)):
+            if step > steps or (step % period and step != steps):
+                raise UserError(
+                    f"EMBEDDING_STEP is {step}: prompts are kept every EVAL_PERIOD={period} steps and at the last one,"
+                    f" {name}={steps}. Choose one of these."
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class Tuned:
+    """One prompt of a finished step."""
+
+    run: str  # folder
+    name: str
+    score: float
+    step: int  # of the best score
+    last: int  # step
+
+    @property
+    def best(self) -> str:
+        """Where its best prompt is (see `prompt_file.find`)."""
+        return f"{self.run}:{self.name}"
+
+    def at(self, step: int) -> str:
+        """Where its prompt of a step is."""
+        return f"{self.run}:{self.name}@{step}"
+
+
+class Stopped(Exception):
+    """A training was asked to stop, and has saved."""
+
+
+def until_stopped(work: Callable[[Spot, Run], Any], settings: Spot, run: Run) -> int:
+    """Does the work; the exit code. A stop in the middle is no mistake: the same command goes on."""
+    try:
+        work(settings, run)
+    except Stopped as stopped:
+        print(f"{stopped}: the same command goes on from there")
+    return 0
+
+
+class Steps:
+    """The folder of one SPoT run and the trainings in it."""
+
+    def __init__(self, run: Run, bank_slots: int | None = None) -> None:
+        self.run, self.bank_slots = run, bank_slots
+
+    def tune(self, step: str, rows: Sequence[Mapping[str, Any]], train_steps: int) -> dict[str, Tuned]:
+        """Trains the slots `rows`, as many in a bank as may be; what is done is only read. By the slots' names."""
+        size = self.bank_slots or len(rows)
+        groups = [rows[i : i + size] for i in range(0, len(rows), size)]
+        tuned: dict[str, Tuned] = {}
+        for n, group in enumerate(groups, 1):
+            folder = self.run.folder / (step if len(groups) == 1 else f"{step}/{n}_of_{len(groups)}")
+            tuned |= self._bank(folder, group, train_steps)
+        return tuned
+
+    def _bank(self, folder: Path, rows: Sequence[Mapping[str, Any]], train_steps: int) -> dict[str, Tuned]:
+        run = dataclasses.replace(self.run, model_dir=str(folder), slots=rows, train_steps=train_steps)
+        plan = self._plan(run)
+        if (folder / FINISHED).is_file():
+            finished = json.loads((folder / FINISHED).read_text("utf-8"))
+            _refuse_other(folder, finished["plan"], plan)
+            print(f"{folder} is finished: {len(rows)} prompts, {finished['last']} steps", flush=True)
+        else:
+            print(f"{folder}: {len(rows)} prompts, {train_steps} steps", flush=True)
+            clock, processor = time.monotonic(), time.process_time()
+            result = train(run)
+            patient = run.patience and result.step - result.best.step.max() >= run.patience * run.eval_period
+            if result.step < train_steps and not patient:
+                raise Stopped(f"{folder} is at step {result.step} of {train_steps}")
+            scores = {name: (float(score), int(step)) for name, score, step in
+                      zip(result.names, result.best.score, result.best.step, strict=True)}  # fmt: skip
+            took = {"seconds": time.monotonic() - clock, "processor_seconds": time.process_time() - processor}
+            finished = {"plan": plan, "last": result.step, "slots": scores} | took
+            with prompt_file.replacing(folder / FINISHED) as file:
+                file.write(json.dumps(finished, indent=1).encode())
+        return {
+            name: Tuned(str(folder), name, score, step, finished["last"])
+            for name, (score, step) in finished["slots"].items()
+        }
+
+    def _plan(self, run: Run) -> dict[str, Any]:
+        """Everything that decides what the prompts become, as text; folders as seen from MODEL_DIR."""
+        word = lambda value: str(getattr(value, "__name__", value)).replace(str(self.run.folder), "MODEL_DIR")
+        told = lambda thing, leave=(): {
+            f.name: word(getattr(thing, f.name)) for f in dataclasses.fields(thing) if f.name not in leave
+        }
+        made = slots.expand(run.slots, None)
+        return {"run": told(run, NO_MATTER), "slots": {slot.name: told(slot, ("name",)) for slot in made}}
+
+
+def _refuse_other(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
+    flat = lambda plan: (
+        plan["run"] | {f"{slot}.{k}": v for slot, told in plan["slots"].items() for k, v in told.items()}
+    )
+    was, now = flat(old), flat(new)
+    changed = [
+        f"{key} was {was.get(key)} and is {now.get(key)}" for key in sorted(was | now) if was.get(key) != now.get(key)
+    ]
+    if changed:
+        more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
+        raise UserError(
+            f"The step in {folder} was finished under other settings: {'; '.join(changed[:5])}{more}. Set them back,"
+            f" give another MODEL_DIR, or delete {folder} to do that step again."
+        )
+
+
+def label(task: str) -> str:
+    """A task's name in the names of slots, tables and pictures."""
+    parts = [Path(part).stem if part.endswith(".toml") else part for part in task.split("+")]
+    return re.sub(r"[^\w.-]+", "_", "+".join(parts)) if len(parts) == 1 else "_and_".join(parts)
+
+
+Key = tuple[str, int]  # task, seed
+
+
+@dataclasses.dataclass(frozen=True)
+class Scratch:
+    """Every source and target tuned without transfer."""
+
+    sources: dict[Key, Tuned]
+    targets: dict[Key, Tuned]
+
+
+def tune_from_scratch(settings: Spot, steps: Steps) -> Scratch:
+    """The first step: sources and targets as slots of one bank, or of two where they train for unequal steps."""
+    row = lambda kind, task, seed: {
+        "task": task, "seed": seed, "labels": None, "name": f"{kind}-{label(task)}-seed{seed}"
+    }  # fmt: skip
+    keys = lambda tasks: [(task, seed) for task in tasks for seed in settings.seeds]
+    sources = [row("source", *key) | {"init": settings.source_init} for key in keys(settings.sources)]
+    targets = [row("target", *key) for key in keys(settings.targets)]
+    if settings.source_steps == steps.run.train_steps:
+        tuned = steps.tune("from_scratch", [*sources, *targets], settings.source_steps)
+    else:
+        tuned = steps.tune("sources", sources, settings.source_steps)
+        tuned |= steps.tune("targets", targets, steps.run.train_steps)
+    named = lambda tasks, rows: {key: tuned[r["name"]] for key, r in zip(keys(tasks), rows, strict=True)}
+    return Scratch(named(settings.sources, sources), named(settings.targets, targets))
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """Both similarities of all task embeddings, `both[2 N N]`, and whose they are."""
+
+    both: np.ndarray
+    sources: dict[Key, int]
+    targets: dict[Key, int]
+
+    def of_target(self, target: Key, similarity: spot.Similarity) -> dict[Key, float]:
+        """How alike each source prompt is to one target prompt; the target's own task is left out."""
+        values = similarity(self.both)[:, self.targets[target]]
+        return {key: float(values[i]) for key, i in self.sources.items() if key[0] != target[0]}
+
+
+def compare(settings: Spot, scratch: Scratch, folder: Path) -> Compared:
+    """The second step: the similarities of the prompts of EMBEDDING_STEP; also written to `similarity.json`."""
+    tuned = [*scratch.sources.values(), *scratch.targets.values()]
+    every = np.stack([spot.directions(prompt_file.load(t.at(settings.embedding_step)).vectors, t.name) for t in tuned])
+    both = spot.similarities(every, every)
+    numbers: Iterator[int] = iter(range(len(tuned)))
+    found = Compared(both, {k: next(numbers) for k in scratch.sources}, {k: next(numbers) for k in scratch.targets})
+    written = {
+        "step": settings.embedding_step, "prompts": [t.name for t in tuned],
+        "average_tokens": np.round(both[spot.AVERAGE], 6).tolist(),
+        "per_token_average": np.round(both[spot.PER_TOKEN], 6).tolist(),
+    }  # fmt: skip
+    with prompt_file.replacing(folder / "similarity.json") as file:
+        file.write(json.dumps(written, default=float).encode())
+    return found
+
+
+def picked(settings: Spot, compared: Compared, target: Key, retrieve: spot.Retrieve, k: int) -> list[spot.Pick]:
+    """The third step for one target prompt; sources are called by their slots' names."""
+    alike = compared.of_target(target, settings.similarity)
+    return retrieve(spot.ranked({source_name(key): value for key, value in alike.items()}), k)
+
+
+def source_name(key: Key) -> str:
+    """What the slot of a source prompt is called."""
+    return f"source-{label(key[0])}-seed{key[1]}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Retuning:
+    """One tuning of a target that starts from a pick."""
+
+    target: str
+    seed: int
+    pick: spot.Pick
+    name: str
+
+
+def retune(settings: Spot, steps: Steps, scratch: Scratch, wanted: Sequence[Retuning]) -> dict[str, Tuned]:
+    """The fourth step: all retunings as slots of one bank, behind the mixtures that some of them start from."""
+    sources = {source_name(key): tuned for key, tuned in scratch.sources.items()}
+    for name in dict.fromkeys(name for retuning in wanted for name in retuning.pick.sources):
+        if not math.isfinite(sources[name].score):
+            raise UserError(f"{name} has no best prompt to start from: it was never scored, or its score is no number.")
+    mixtures = _tune_mixtures(settings, steps, scratch, [retuning for retuning in wanted if retuning.pick.mixture])
+    rows = []
+    for retuning in wanted:
+        pick = retuning.pick
+        places = (mixtures[retuning.name],) if pick.mixture else tuple(sources[name].best for name in pick.sources)
+        init = inits.Saved(places, (1.0,) if pick.mixture else pick.weights)
+        rows.append({
+            "task": retuning.target, "seed": retuning.seed, "labels": None, "init": init, "name": retuning.name
+        })  # fmt: skip
+    return steps.tune("transfers", rows, steps.run.train_steps)
+
+
+def _tune_mixtures(settings: Spot, steps: Steps, scratch: Scratch, wanted: Sequence[Retuning]) -> dict[str, str]:
+    """The last prompt of the mixture of each retuning, by its name; those of the same tasks and seed share one."""
+    tasks = {source_name(key): key[0] for key in scratch.sources}
+    keys = {r.name: ("+".join(sorted({tasks[s] for s in r.pick.sources} | {r.target})), r.seed) for r in wanted}
+    names = {key: f"mixture{n}-seed{key[1]}" for n, key in enumerate(dict.fromkeys(keys.values()), 1)}
+    rows = [
+        {"task": task, "seed": seed, "labels": None, "init": settings.source_init, "name": names[task, seed]}
+        for task, seed in names
+    ]
+    tuned = steps.tune("mixtures", rows, settings.source_steps) if rows else {}
+    return {name: tuned[names[key]].at(tuned[names[key]].last) for name, key in keys.items()}

@@ -1,0 +1,215 @@
+"""What a run trains: prompts of a frozen model, the whole model on a task, or a model from plain text.
+
+The loop in `train` is the same for all three; a `Tuning` says what changes, what it is fed, how it is scored and what
+is left in the end.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prompt_tuning import batches, device, infer, optim, prompt_file, slots, split
+from prompt_tuning.base import save_t5x
+from prompt_tuning.errors import UserError
+from prompt_tuning.run import Opened, Run
+from prompt_tuning.step import score_targets
+
+Metrics = list[dict[str, float]]  # of each slot
+
+
+class Tuning(Protocol):
+    """What `train` asks of a way to train."""
+
+    whole_model: ClassVar[bool]  # else the base stays frozen
+    may_start_anew: ClassVar[bool]  # without a base, from random weights
+
+    def slots(self, run: Run) -> tuple[slots.Slot, ...]: ...
+
+    def start(self, opened: Opened) -> tuple[split.Params, split.Params]:
+        """The trainable and the frozen parameters before the first step."""
+        ...
+
+    def optimizer(self, opened: Opened) -> optim.Optimizer: ...
+
+    def feed(self, opened: Opened) -> batches.Feed: ...
+
+    def evaluator(self, opened: Opened) -> Callable[[split.Params], tuple[Metrics, np.ndarray]]:
+        """From the merged parameters to each slot's metrics and the score `[K]` that its best step is chosen by."""
+        ...
+
+    def kept(self, trainable: split.Params) -> split.Params:
+        """What of the best step is kept."""
+        ...
+
+    def save(self, opened: Opened, trainable: split.Params, step: int) -> None:
+        """What every save writes beside the checkpoint."""
+        ...
+
+    def finish(self, opened: Opened, trainable: split.Params, best: Any) -> list[str]:
+        """Writes what the run was for, and says so, a line each."""
+        ...
+
+
+def _by_metrics(opened: Opened) -> Callable[[split.Params], tuple[Metrics, np.ndarray]]:
+    answerer, held_out = opened.answerer(), opened.held_out()
+
+    def evaluate(params: split.Params) -> tuple[Metrics, np.ndarray]:
+        metrics = infer.evaluate(answerer, params, held_out, opened.run.predict)
+        return metrics, np.array([infer.mean_metric(found) for found in metrics])
+
+    return evaluate
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class PromptTuning:
+    """Prompts alone are trained, the model is frozen (Lester et al. 2021)."""
+
+    whole_model: ClassVar[bool] = False
+    may_start_anew: ClassVar[bool] = False
+
+    def slots(self, run: Run) -> tuple[slots.Slot, ...]:
+        wanted = slots.expand(run.slots, run.grid)
+        if empty := [slot.name for slot in wanted if not slot.length]:
+            raise UserError(f"{empty[0]} has a PROMPT_LENGTH of 0: there is nothing to train. Set it from 1 to 512.")
+        return wanted
+
+    def start(self, opened: Opened) -> tuple[split.Params, split.Params]:
+        trainable = {"prompt": {"bank": jnp.asarray(opened.start_bank())}}
+        return device.put_everywhere(trainable, opened.mesh), opened.base.params
+
+    def optimizer(self, opened: Opened) -> optim.Optimizer:
+        lengths, rates = [s.length for s in opened.slots], [s.learning_rate for s in opened.slots]
+        return optim.over_slots(opened.run.optimizer, lengths, rates, opened.run.schedule)
+
+    def feed(self, opened: Opened) -> batches.Feed:
+        return batches.TrainingData(opened)
+
+    def evaluator(self, opened: Opened) -> Callable[[split.Params], tuple[Metrics, np.ndarray]]:
+        return _by_metrics(opened)
+
+    def kept(self, trainable: split.Params) -> split.Params:
+        return trainable
+
+    def save(self, opened: Opened, trainable: split.Params, step: int) -> None:
+        """The prompts of this step as bare arrays, where the authors' code puts them."""
+        folder = opened.run.folder / "numpy_checkpoints" / f"checkpoint_{step}"
+        bank = np.asarray(trainable["prompt"]["bank"])
+        for k, slot in enumerate(opened.slots):
+            place = folder / slot.name if len(opened.slots) > 1 else folder
+            prompt_file.save_npy(place / "encoder.prompt.prompt.prompt", bank[k, : slot.length])
+
+    def finish(self, opened: Opened, trainable: split.Params, best: Any) -> list[str]:
+        """The best prompt of each slot that was evaluated, with its card."""
+        said = []
+        for k, slot in enumerate(opened.slots):
+            if not math.isfinite(best.score[k]):
+                continue
+            path = opened.run.folder / "prompts" / f"{slot.name}.safetensors"
+            card = prompt_file.Card(
+                name=slot.name, task=opened.mixtures[k].name, labels=opened.labels[k],
+                placement=slot.placement.__name__, init=slot.init.__name__, seed=slot.seed, step=int(best.step[k]),
+                score=float(best.score[k]), metric="mean of the task's metrics",
+                base=opened.base.path, base_digest=opened.base.digest, input_length=opened.run.data.lengths["inputs"],
+            )  # fmt: skip
+            prompt_file.save_safetensors(
+                path, prompt_file.Prompt(best.params["prompt"]["bank"][k, : slot.length], card)
+            )
+            said.append(f"{slot.name}: {best.score[k]:.2f} at step {best.step[k]}, prompt in {path}")
+        return said
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class ModelTuning:
+    """The whole model is trained on a task, with no prompt: the paper's baseline (Lester et al. 2021, §3.1)."""
+
+    whole_model: ClassVar[bool] = True
+    may_start_anew: ClassVar[bool] = False
+
+    def slots(self, run: Run) -> tuple[slots.Slot, ...]:
+        found = slots.expand(run.slots, run.grid)
+        if len(found) > 1:
+            raise UserError(
+                f"Only prompts can be trained {len(found)} at once; a whole model is one of its own. Leave SLOTS and"
+                " GRID at None, and start a run for each."
+            )
+        return tuple(dataclasses.replace(slot, length=0) for slot in found)
+
+    def start(self, opened: Opened) -> tuple[split.Params, split.Params]:
+        return opened.base.params, {}
+
+    def optimizer(self, opened: Opened) -> optim.Optimizer:
+        return optim.whole(opened.run.optimizer, opened.slots[0].learning_rate, opened.run.schedule)
+
+    def feed(self, opened: Opened) -> batches.Feed:
+        return batches.TrainingData(opened)
+
+    def evaluator(self, opened: Opened) -> Callable[[split.Params], tuple[Metrics, np.ndarray]]:
+        return _by_metrics(opened)
+
+    def kept(self, trainable: split.Params) -> split.Params:
+        return trainable
+
+    def save(self, opened: Opened, trainable: split.Params, step: int) -> None:
+        """Nothing: the checkpoint holds the model."""
+
+    def finish(self, opened: Opened, trainable: split.Params, best: Any) -> list[str]:
+        """The model of the best step as a T5X checkpoint."""
+        if not math.isfinite(best.score[0]):
+            return []
+        path = save_model(opened, best.params, int(best.step[0]))
+        return [f"{opened.slots[0].name}: {best.score[0]:.2f} at step {best.step[0]}, model in {path}"]
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class Pretraining(ModelTuning):
+    """The whole model is trained on text without labels: pretraining, or the paper's LM adaptation (§3.2).
+
+    Text is read as it comes, so a corpus may be larger than memory. It is scored by the mean loss of a target token on
+    the first `eval_examples` of EVAL_SPLIT.
+    """
+
+    may_start_anew: ClassVar[bool] = True
+    eval_examples: int = 1024
+
+    def feed(self, opened: Opened) -> batches.Feed:
+        return batches.StreamedData(opened)
+
+    def evaluator(self, opened: Opened) -> Callable[[split.Params], tuple[Metrics, np.ndarray]]:
+        answerer = opened.answerer()
+        items = batches.StreamedData(opened, opened.run.data.eval_split).first(self.eval_examples)
+        score = jax.jit(functools.partial(score_targets, model=opened.model))
+
+        def evaluate(params: split.Params) -> tuple[Metrics, np.ndarray]:
+            likelihood = sum(float(np.asarray(score(params, batch)).sum()) for _, batch in answerer.batches(items))
+            loss = -likelihood / sum(item.target_length for item in items)
+            return [{"validation_loss": loss}], np.array([-loss])
+
+        return evaluate
+
+    def kept(self, trainable: split.Params) -> split.Params:
+        return {}  # the last is what counts, and a copy of a large model would cost as much again
+
+    def finish(self, opened: Opened, trainable: split.Params, best: Any) -> list[str]:
+        """The model as it is now as a T5X checkpoint."""
+        return [f"model in {save_model(opened, trainable, (opened.base.step or 0) + opened.run.train_steps)}"]
+
+
+def save_model(opened: Opened, params: split.Params, step: int) -> str:
+    """Writes MODEL_DIR/base/checkpoint_<step> in T5X's layout with the vocabulary beside it, unless it is there."""
+    folder = opened.run.folder / "base"
+    if (folder / f"checkpoint_{step}").is_dir():
+        return str(folder / f"checkpoint_{step}")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spiece.model").write_bytes(Path(opened.vocabulary.path).read_bytes())
+    return save_t5x(params, folder, step)

@@ -1,0 +1,91 @@
+"""Prompts of one task answer together: majority vote, ties by mean likelihood; calibrated rankings."""
+
+import json
+
+import numpy as np
+import pytest
+from conftest import flags
+
+from prompt_tuning import cli, ensemble, prompt_file
+from prompt_tuning.infer import Answer
+from prompt_tuning.predict import PromptTuned
+
+LABELS = ("negative", "positive")
+
+
+def ranked(*probabilities: float) -> Answer:
+    labels = ("a", "b", "c")[: len(probabilities)]
+    best = int(np.argmax(probabilities))
+    return Answer(labels[best], dict(zip(labels, probabilities, strict=True)), float(np.log(max(probabilities))))
+
+
+def test_the_majority_outvotes_a_surer_minority():
+    members = [ranked(0.51, 0.49), ranked(0.52, 0.48), ranked(0.01, 0.99)]
+    assert ensemble.vote(members).text == "a"
+    assert ensemble.mean_likelihood(members).text == "b"
+    assert ensemble.mean_likelihood(members).probabilities == pytest.approx({"a": 0.3466667, "b": 0.6533333})
+
+
+def test_a_tie_goes_to_the_higher_mean_likelihood():
+    members = [ranked(0.6, 0.4, 0.0), ranked(0.1, 0.9, 0.0), ranked(0.3, 0.3, 0.4)]
+    assert ensemble.vote(members).text == ensemble.vote(members[::-1]).text == "b"
+
+
+def test_written_answers_are_voted_on_too():
+    members = [Answer("Paris", {}, -0.1), Answer("Rome", {}, -1.5), Answer("Rome", {}, -1.5)]
+    assert ensemble.vote(members).text == "Rome" and ensemble.mean_likelihood(members).text == "Paris"
+    assert ensemble.vote(members[:2]).text == ensemble.vote(members[1::-1]).text == "Paris"
+    assert ensemble.vote(members).probabilities == {}
+
+
+def test_slots_of_one_task_and_its_labels_are_a_team():
+    assert ensemble.teams([("x", LABELS), ("y", LABELS), ("x", LABELS), ("x", ("no", "yes"))]) == [[0, 2]]
+
+
+@pytest.fixture(scope="module")
+def prompts(home, tmp_path_factory) -> list[str]:
+    """Three prompts of one name."""
+    folder = tmp_path_factory.mktemp("prompts")
+    for seed, length in enumerate((5, 2, 3)):
+        vectors = np.random.default_rng(seed).normal(size=(length, 16)).astype(np.float32)
+        card = prompt_file.Card(name="films", labels=LABELS, step=seed)
+        prompt_file.save_safetensors(folder / f"{seed}.safetensors", prompt_file.Prompt(vectors, card))
+    return sorted(map(str, folder.iterdir()))
+
+
+def test_eval_scores_prompt_files_alone_and_as_an_ensemble(home, prompts, tmp_path, capsys):
+    assert cli.main(["eval", "--prompts", *prompts, *flags(home, tmp_path)]) == 0
+    found = json.loads((tmp_path / "eval.jsonl").read_text())
+    together = found["ensembles"]["films"]
+    assert list(found["metrics"]) == together["members"] == prompts and found["step"] == ["0", "1", "2"]
+    alone = [m["accuracy"] for m in found["metrics"].values()]
+    assert together["mean"]["accuracy"] == pytest.approx(np.mean(alone))
+    (best,) = together["best"].values()
+    assert best["accuracy"] == max(alone)
+
+    rows = [json.loads(line) for line in (home / "dev.jsonl").read_text().splitlines()]
+    texts = [f"review: {row['text']}" for row in rows]
+    each = [PromptTuned.load(str(home / "base"), path).predict(texts) for path in prompts]
+    for way, combine in ensemble.WAYS.items():
+        answers = [combine(members).text for members in zip(*each, strict=True)]
+        right = np.mean([answer == row["label"] for answer, row in zip(answers, rows, strict=True)])
+        assert together[way]["accuracy"] == pytest.approx(100 * right)
+    assert "ensemble, majority vote" in capsys.readouterr().out
+
+
+def test_calibration_divides_by_what_says_nothing(home, prompts, capsys):
+    tuned = PromptTuned.load(str(home / "base"), prompts[0])
+    texts, nothing = ["review: a fine film about war", "review: a dull film"], ["review:", "review: a film"]
+    plain, calibrated = tuned.predict(texts), tuned.predict(texts, content_free=nothing)
+    priors = [list(answer.probabilities.values()) for answer in tuned.predict(nothing)]
+    for before, after in zip(plain, calibrated, strict=True):
+        assert list(after.prior.values()) == pytest.approx(np.mean(priors, axis=0))
+        expected = np.array(list(before.probabilities.values())) / np.mean(priors, axis=0)
+        assert list(after.probabilities.values()) == pytest.approx(expected / expected.sum(), rel=1e-4)
+    says_nothing = tuned.predict(nothing[:1], content_free=nothing[:1])[0]
+    assert list(says_nothing.probabilities.values()) == pytest.approx([0.5, 0.5], abs=1e-6)
+
+    arguments = ["--prompt", prompts[0], "--base", str(home / "base"), "--content_free", *nothing]
+    assert cli.main(["infer", texts[0], *arguments]) == 0
+    row = json.loads(capsys.readouterr().out)
+    assert row["probabilities"] == calibrated[0].probabilities and row["prior"] == calibrated[0].prior

@@ -1,0 +1,53 @@
+"""What docs/from_t5x.md tells a user of T5X to type does here what it says."""
+
+import re
+import shlex
+import string
+from pathlib import Path
+
+import numpy as np
+from conftest import reviews
+
+from prompt_tuning import cli
+
+DOCUMENT = (Path(__file__).parents[1] / "docs" / "from_t5x.md").read_text()
+THEIRS = (  # the flags of the authors' sst2-demo.sh
+    "gin_search_paths", "gin_file", "gin.CLASS_LABELS", "gin.MODEL_DIR", "gin.MIXTURE_OR_TASK_NAME",
+    "gin.MIXTURE_OR_TASK_MODULE", "gin.TASK_FEATURE_LENGTHS", "gin.INITIAL_CHECKPOINT_PATH", "gin.TRAIN_STEPS",
+    "gin.USE_CACHED_TASKS", "tfds_data_dir",
+)  # fmt: skip
+
+
+def demo() -> list[str]:
+    """The flags of the first script in the document, `${MODEL_DIR}` and the like not yet filled in."""
+    script = re.search(r"```sh\n(.*?)```", DOCUMENT, re.DOTALL)
+    assert script is not None
+    words = shlex.split(script[1])
+    assert words[words.index("-m") + 1] == "prompt_tuning.train"
+    return [word for word in words if word.startswith("--")]
+
+
+def test_the_authors_demo_runs_with_the_lines_that_the_document_changes(home, tmp_path, capsys):
+    for name, count in (("train", 40), ("dev", 8)):
+        rows = [f"{row['text']}\t{int(row['label'] == 'positive')}" for row in reviews(count, 3)]
+        file = tmp_path / "glue" / "SST-2" / f"{name}.tsv"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
+    names = {"MODEL_DIR": tmp_path / "run", "PRETRAINED_MODEL": home / "base"}
+    flags = [string.Template(word).substitute(names) for word in demo()]
+    smaller = {
+        "VOCABULARY_FILE": home / "base" / "spiece.model", "DATA_DIR": tmp_path, "PROMPT_LENGTH": 5, "BATCH_SIZE": 4,
+        "TRAIN_STEPS": 2, "JAX_CACHE_DIR": home / "cache",
+    }  # fmt: skip
+    assert cli.main(["train", *flags, *(f"--gin.{name}={value}" for name, value in smaller.items())]) == 0
+    config = (tmp_path / "run" / "config.gin").read_text()
+    assert "adafactor.step_origin" in config and "STEP_ORIGIN = 1100000" in config
+    prompt = np.load(tmp_path / "run" / "numpy_checkpoints" / "checkpoint_2" / "encoder.prompt.prompt.prompt")
+    assert prompt.shape == (5, 16)
+
+
+def test_every_flag_of_the_authors_demo_is_kept_or_explained():
+    kept = {word.partition("=")[0].removeprefix("--") for word in demo()}
+    table = DOCUMENT.partition("| theirs | here | why |")[2].partition("\n\n")[0]
+    for flag in THEIRS:
+        assert flag in kept or f"`--{flag}" in table, flag

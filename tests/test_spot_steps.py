@@ -1,0 +1,167 @@
+"""SPoT from the command line on a tiny base: the four steps, the study, and what survives a kill between them."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import WORDS, flags, reviews
+
+from prompt_tuning import cli, prompt_file, spot, spot_steps
+
+ABOUT = ("love", "war", "rain")
+LABELS = {"films": ("negative", "positive"), "about": ABOUT, "dull": ("weak", "fine")}
+
+
+@pytest.fixture(scope="module")
+def tasks(tmp_path_factory) -> Path:
+    """Three task files: two ask the same of a film in other words, one asks what it is about."""
+    folder = tmp_path_factory.mktemp("tasks")
+    for split, count, seed in (("train", 40, 0), ("dev", 12, 1)):
+        rows = [row | {"about": row["text"].split()[-1]} for row in reviews(count, seed)]
+        rows = [row | {"dull": "fine" if row["label"] == "positive" else "weak"} for row in rows]
+        (folder / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert {row.split()[-1] for row in (r["text"] for r in reviews(40, 0))} == set(ABOUT) and WORDS
+    for name, target in (("films", "label"), ("about", "about"), ("dull", "dull")):
+        (folder / f"{name}.toml").write_text(
+            f'name = "{name}"\ninputs = "review: {{text}}"\ntarget = "{target}"\nlabels = {list(LABELS[name])}\n'
+            'metric = "accuracy"\ntrain = "train.jsonl"\nvalidation = "dev.jsonl"\n'
+        )
+    return folder
+
+
+def argv(home: Path, model_dir: Path, tasks: Path, *more: str, **names) -> list[str]:
+    place = lambda *names: [str(tasks / f"{name}.toml") for name in names]
+    settings = {
+        "TASK_FILE": None, "SOURCES": place("films", "about"), "TARGETS": place("dull"), "SEEDS": [0, 1],
+        "SOURCE_STEPS": 4, "TRAIN_STEPS": 4, "EVAL_PERIOD": 2, "EMBEDDING_STEP": 2, "TOP_K": 2, "LEARNING_RATE": 0.1,
+    }  # fmt: skip
+    return ["spot", *more, *flags(home, model_dir, **settings | names)]
+
+
+def plain(folder: Path, name: str = "spot.json"):
+    return json.loads((folder / name).read_text())
+
+
+@pytest.fixture(scope="module")
+def transferred(home, tasks, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("spot")
+    assert cli.main(argv(home, folder, tasks)) == 0
+    return folder
+
+
+def test_a_target_is_tuned_with_and_without_transfer_and_both_are_reported(transferred):
+    [outcome] = plain(transferred)
+    assert len(outcome["without_transfer"]) == len(outcome["with_transfer"]) == 2
+    assert len(outcome["tunings"]) == 2 * 2, "two seeds, the best of top 2"
+    for seed in (0, 1):
+        tried = [t for t in outcome["tunings"] if t["seed"] == seed]
+        assert max(t["score"] for t in tried) == outcome["with_transfer"][seed]
+        order = sorted(outcome["similarity"][str(seed)], key=lambda name: -outcome["similarity"][str(seed)][name])
+        assert [t["sources"][0] for t in tried] == order[:2], "those most like it"
+    means = np.mean(outcome["with_transfer"]), np.mean(outcome["without_transfer"])
+    assert outcome["relative_error_reduction"] == pytest.approx(spot.relative_error_reduction(*means))
+    assert "without transfer" in (transferred / "spot.md").read_text()
+
+
+def test_a_transferred_prompt_starts_where_its_source_was_best(transferred):
+    [outcome] = plain(transferred)
+    tried = outcome["tunings"][0]
+    source = prompt_file.load(f"{transferred / 'from_scratch'}:{tried['sources'][0]}")
+    card = prompt_file.load(tried["prompt"]).card
+    assert card.init == f"{transferred / 'from_scratch'}:{tried['sources'][0]}"
+    after = prompt_file.load(f"{transferred / 'transfers'}:{tried['name']}@2").vectors
+    assert np.abs(after - source.vectors).max() < 0.1 * 2 * 1.5, "two steps of at most the learning rate away"
+    kept = prompt_file.load(transferred / "prompts" / "dull.safetensors").card
+    assert kept.score == max(outcome["with_transfer"]) and kept.labels == LABELS["dull"]
+
+
+def test_similarities_are_those_of_the_prompts_of_the_embedding_step(transferred):
+    written = plain(transferred, "similarity.json")
+    vectors = [prompt_file.load(f"{transferred / 'from_scratch'}:{name}@2").vectors for name in written["prompts"]]
+    units = [(v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float64) for v in vectors]
+    expected = [[(a @ b.T).mean() for a in units] for b in units]
+    np.testing.assert_allclose(written["per_token_average"], expected, atol=2e-6)
+
+
+def test_finished_steps_are_not_done_again_and_a_killed_one_goes_on(home, tasks, transferred, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(transferred, folder)
+    shutil.rmtree(folder / "transfers")  # as if killed before the last step
+    (folder / "spot.json").unlink()
+    stamp = {f: f.stat().st_mtime_ns for f in (folder / "from_scratch").rglob("*")}
+    assert cli.main(argv(home, folder, tasks)) == 0
+    assert f"{folder / 'from_scratch'} is finished" in capsys.readouterr().out
+    assert stamp == {f: f.stat().st_mtime_ns for f in (folder / "from_scratch").rglob("*")}
+    scores = lambda where: [(t["name"], t["score"]) for t in plain(where)[0]["tunings"]]
+    assert scores(folder) == scores(transferred)
+    (folder / "transfers" / spot_steps.FINISHED).unlink()  # as if killed between training and writing it down
+    assert cli.main(argv(home, folder, tasks)) == 0
+    assert scores(folder) == scores(transferred)
+
+
+def test_finished_steps_of_other_settings_are_refused(home, tasks, transferred, capsys):
+    assert cli.main(argv(home, transferred, tasks, LEARNING_RATE=0.2)) == 2
+    said = capsys.readouterr().err
+    assert "learning_rate was 0.1 and is 0.2" in said and "from_scratch" in said
+
+
+def test_a_mixture_of_the_most_alike_is_tuned_and_its_last_prompt_starts_the_target(home, tasks, transferred, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(transferred, folder, ignore=shutil.ignore_patterns("transfers", "spot.*"))
+    assert cli.main(argv(home, folder, tasks, RETRIEVE="@top_k_mixture")) == 0
+    [outcome] = plain(folder)
+    assert [len(t["sources"]) for t in outcome["tunings"]] == [2, 2], "one tuning a seed"
+    mixtures = json.loads((folder / "mixtures" / spot_steps.FINISHED).read_text())["plan"]["slots"]
+    drawn = {slot["task"] for slot in mixtures.values()}
+    assert all("dull.toml" in task and "+" in task for task in drawn), "the sources' tasks and the target's"
+    starts = {prompt_file.load(t["prompt"]).card.init for t in outcome["tunings"]}
+    assert starts == {f"{folder / 'mixtures'}:{name}@4" for name in mixtures}
+
+
+def test_a_study_compares_every_pair_and_no_task_with_itself(home, tasks, tmp_path):
+    place = lambda *names: [str(tasks / f"{name}.toml") for name in names]
+    names = {"SOURCES": place("films", "about", "dull"), "TARGETS": place("dull", "about"), "TRAIN_STEPS": 2,
+             "EMBEDDING_STEP": 2, "AVERAGE_TOP": [2], "BANK_SLOTS": 8}  # fmt: skip
+    assert cli.main(argv(home, tmp_path, tasks, "--study", **names)) == 0
+    found = plain(tmp_path, "study.json")
+    scores = np.array(found["transfer_scores"], float)
+    assert scores.shape == (2, 3, 2)
+    own = np.isnan(scores).all(axis=2)
+    assert own.tolist() == [[False, False, True], [False, True, False]]
+    banks = [json.loads((tmp_path / "transfers" / f"{n}_of_2" / spot_steps.FINISHED).read_text()) for n in (1, 2)]
+    assert [len(bank["slots"]) for bank in banks] == [8, 4], "four pairs and an average for each target, two seeds each"
+    assert banks[0]["slots"]["target-dull-seed1-from-films-seed1"][0] == pytest.approx(scores[0, 0, 1], abs=1e-5)
+    gain = np.array(found["relative_error_reduction"], float)
+    base = np.mean(found["baseline"][0])
+    assert gain[0, 0] == pytest.approx(100 * (scores[0, 0].mean() - base) / (100 - base), abs=1e-4)
+    assert found["retrieval"][0]["name"] == "best of all 4 (oracle)"
+    oracle = np.array(found["retrieval"][0]["score"])
+    assert oracle == pytest.approx(np.nanmax(scores.reshape(2, -1), axis=1).mean())
+    for name in ("error_reduction.png", "similarity.png", "correlation.png"):
+        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    text = (tmp_path / "study.md").read_text()
+    assert "76.7 ± 0.7" in text and "best of top-1 by per_token_average" in text
+
+
+MISTAKES = {
+    "no sources": ({"SOURCES": []}, "SOURCES"),
+    "a text for a list": ({"TARGETS": "'films'"}, "TARGETS"),
+    "a source twice": ({"SEEDS": [1, 1]}, "twice"),
+    "no other source": ({"SOURCES": ["a"], "TARGETS": ["a"]}, "no source of itself"),
+    "an embedding between evaluations": ({"EMBEDDING_STEP": 3}, "EVAL_PERIOD=2"),
+    "an embedding behind the end": ({"EMBEDDING_STEP": 6}, "TRAIN_STEPS=4"),
+    "more than there are": ({"TOP_K": 5}, "4 source prompts"),
+    "slots of one's own": ({"SLOTS": [{"seed": 1}]}, "SLOTS"),
+    "a misspelt name": ({"SOURCE_STEP": 3}, "'SOURCE_STEPS'"),
+}
+
+
+@pytest.mark.parametrize("settings, expected", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_explained_and_nothing_is_written(home, tasks, tmp_path, capsys, settings, expected):
+    if expected == "TRAIN_STEPS=4":
+        settings = settings | {"SOURCE_STEPS": 8}
+    assert cli.main(argv(home, tmp_path / "run", tasks, **settings)) == 2
+    assert expected in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,103 @@
+"""The whole model is trained by the same loop: on a task, or on text without labels."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from conftest import flags, reviews
+
+from prompt_tuning import base, cli, split
+
+SIZES = {
+    "vocab_size": 192, "emb_dim": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 24, "num_encoder_layers": 2,
+    "num_decoder_layers": 2,
+}  # fmt: skip
+
+
+def records(folder) -> list[dict]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A corpus of plain text."""
+    folder = tmp_path_factory.mktemp("text")
+    (folder / "corpus").mkdir()
+    for name, count, seed in (("train", 400, 0), ("validation", 40, 1)):
+        lines = ["; ".join(row["text"] for row in reviews(6, 100 * seed + i)) for i in range(count)]
+        (folder / "corpus" / f"{name}.txt").write_text("\n".join(lines) + "\n")
+    return folder
+
+
+def pretraining(home, text, model_dir, **names) -> list[str]:
+    settings = {
+        "TUNING": "@Pretraining()", "MIXTURE_OR_TASK_NAME": "text_span_corruption", "TASK_FILE": None,
+        "DATA_DIR": text, "INITIAL_CHECKPOINT_PATH": None, "VOCABULARY_FILE": home / "base" / "spiece.model",
+        "TASK_FEATURE_LENGTHS": {"inputs": 32, "targets": 12}, "LEARNING_RATE": 0.02, "WEIGHT_DECAY": 0.0,
+        "DROPOUT_RATE": 0.0, "adafactor.multiply_by_parameter_scale": True, "BATCH_SIZE": 8,
+        "Pretraining.eval_examples": 16,
+    }  # fmt: skip
+    sizes = {f"T5Config.{name}": size for name, size in SIZES.items()}
+    return flags(home, model_dir, **(settings | sizes | names))
+
+
+def test_model_tuning_learns_a_task_and_leaves_a_base_that_can_be_opened(home, tmp_path):
+    assert cli.main(["train", *flags(
+        home, tmp_path, TUNING="@ModelTuning()", LEARNING_RATE=0.02, TRAIN_STEPS=40, EVAL_PERIOD=20, BATCH_SIZE=16,
+        **{"adafactor.multiply_by_parameter_scale": True},
+    )]) == 0  # fmt: skip
+    losses = [r["loss"]["films"] for r in records(tmp_path) if "loss" in r]
+    assert losses[-1] < losses[0] - 0.3
+    tuned, before = base.load_base(tmp_path / "base"), base.load_base(home / "base")
+    assert tuned.vocabulary is not None and tuned.step in (20, 40)
+    assert split.count(tuned.params) == split.count(before.params) and tuned.digest != before.digest
+
+
+def test_a_model_is_pretrained_on_text_and_adapted_further(home, text, tmp_path):
+    assert cli.main(["train", *pretraining(home, text, tmp_path / "a", TRAIN_STEPS=40, EVAL_PERIOD=20)]) == 0
+    losses = [r["eval"]["text_span_corruption"]["validation_loss"] for r in records(tmp_path / "a") if "eval" in r]
+    assert losses[-1] < losses[0] < 6
+    adapt = {"MIXTURE_OR_TASK_NAME": "text_prefix_lm", "INITIAL_CHECKPOINT_PATH": tmp_path / "a" / "base"}
+    adapt |= {"TASK_FEATURE_LENGTHS": {"inputs": 32, "targets": 32}}
+    assert cli.main(["train", *pretraining(home, text, tmp_path / "b", TRAIN_STEPS=10, EVAL_PERIOD=5, **adapt)]) == 0
+    assert base.load_base(tmp_path / "b" / "base").step == 50
+
+
+def test_a_killed_pretraining_resumes_to_the_bit(home, text, tmp_path):
+    def start(folder):
+        command = [sys.executable, "-m", "prompt_tuning.train", *pretraining(home, text, folder, TRAIN_STEPS=9)]
+        return subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"XLA_FLAGS": ""})
+
+    assert start(tmp_path / "whole").wait() == 0
+    process, saved = start(tmp_path / "killed"), tmp_path / "killed" / "checkpoints" / "3" / "commit_success.txt"
+    deadline = time.monotonic() + 300
+    while not saved.exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert start(tmp_path / "killed").wait() == 0
+    whole, killed = (base.load_base(tmp_path / name / "base") for name in ("whole", "killed"))
+    assert whole.digest == killed.digest
+
+
+def test_several_whole_models_at_once_are_refused(home, tmp_path, capsys):
+    assert cli.main(["train", *flags(home, tmp_path, TUNING="@ModelTuning()", GRID={"seed": [0, 1]})]) == 2
+    assert "one of its own" in capsys.readouterr().err
+
+
+def test_a_task_file_is_no_stream_of_text(home, tmp_path, capsys):
+    assert cli.main(["train", *flags(home, tmp_path, TUNING="@Pretraining()")]) == 2
+    assert "text_span_corruption" in capsys.readouterr().err
+
+
+def test_a_model_sharded_over_devices_pretrains_as_on_one(home, text, tmp_path):
+    for parallel in (1, 4):
+        names = {"MODEL_PARALLEL": parallel, "TRAIN_STEPS": 4, "EVAL_PERIOD": 4, "T5Config.num_heads": 4}
+        assert cli.main(["train", *pretraining(home, text, tmp_path / str(parallel), **names)]) == 0
+    one, four = (records(tmp_path / str(n))[-1]["eval"]["text_span_corruption"]["validation_loss"] for n in (1, 4))
+    np.testing.assert_allclose(one, four, rtol=1e-4)

@@ -56,7 +56,8 @@ def main() -> int:
     before = get(options.port, "/v1/prompts")
     statuses: dict[str, collections.Counter[int]] = collections.defaultdict(collections.Counter)
     failures, sizes = [], [memory(options.port)]
-    for number, wrong in enumerate(malformed.requests(document, options.requests, options.seed)):
+    prompts = [prompt["name"] for prompt in json.loads(before)["prompts"]]
+    for number, wrong in enumerate(malformed.requests(document, prompts, options.requests, options.seed)):
         status, answer = send(options.port, wrong)
         statuses[wrong.how][status] += 1
         if status == 0 or status >= 500 or b"Traceback" in answer:

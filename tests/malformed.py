@@ -28,9 +28,13 @@ ODD_VALUES = [None, True, False, 0, -1, 1.5, 10**400, float("nan"), float("inf")
 ODD_PATHS = ["..", ".", "%2e%2e", "..%2f..%2fetc", "%00", "a" * 500, "%ff%fe", "%F0%9F%A6%8A", "a%0d%0ab", "%25", " ".replace(" ", "%20"), "-", "con", "NUL"]  # fmt: skip # noqa: E501
 
 
-def requests(document: Schema, count: int, seed: int = 0) -> Iterator[Wrong]:
-    """`count` requests; the same for the same document and seed."""
+def requests(document: Schema, prompts: list[str], count: int, seed: int = 0) -> Iterator[Wrong]:
+    """`count` requests, the same for the same document and seed; most name one of the `prompts` that are loaded."""
     draw = random.Random(seed)
+    document = copy.deepcopy(document)
+    for schema in document["components"]["schemas"].values():
+        if "examples" in schema.get("properties", {}).get("prompt", {}):
+            schema["properties"]["prompt"]["examples"] = [*prompts, "not-loaded"]
     operations = [
         (method.upper(), path, operation)
         for path, methods in sorted(document["paths"].items())

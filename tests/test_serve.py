@@ -333,7 +333,9 @@ def test_a_server_that_is_told_to_stop_answers_what_waits_and_ends_well(folder):
     argv = ["serve", "--prompts", str(folder), "--port", str(port), "--input_length", "40", "--room", "64"]
     argv += ["--window_ms", "4000"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "prompt_tuning.cli", *argv], env=os.environ | {"XLA_FLAGS": ""}, stderr=subprocess.PIPE
+        [sys.executable, "-m", "prompt_tuning.cli", *argv],
+        env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},
+        stderr=subprocess.PIPE,
     )
     there = SimpleNamespace(port=port)
     try:
@@ -355,7 +357,7 @@ def test_a_server_that_is_told_to_stop_answers_what_waits_and_ends_well(folder):
 def test_malformed_requests_from_its_own_document_get_no_5xx(server):
     document = ask(server, "GET", "/openapi.json")[1]
     statuses, before = collections.Counter(), count(server, "prompt_tuning_compilations ")
-    for wrong in malformed.requests(document, 150):
+    for wrong in malformed.requests(document, ["short", "free"], 150):
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
         connection.request(wrong.method, wrong.path, wrong.body, {k: v.encode() for k, v in wrong.headers.items()})
         answer = connection.getresponse()

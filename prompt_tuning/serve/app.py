@@ -122,7 +122,7 @@ def _prompts(api: FastAPI, service: Service) -> None:
     @api.delete("/v1/prompts/{name}", status_code=204, responses=_errors(404, 422, 503), tags=["prompts"])
     async def remove_prompt(name: schemas.NameInPath) -> Response:
         """Frees the prompt's slot; its file stays where it is."""
-        service.remove(name)
+        await service.remove(name)
         return Response(status_code=204)
 
 

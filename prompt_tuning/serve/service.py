@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tuning import infer, prompt_file
+from prompt_tuning import infer
 from prompt_tuning.bank import Entry
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.predict import PromptTuned
@@ -54,13 +54,14 @@ class Service:
 
     async def answer(self, name: str, texts: Sequence[str], labels: Sequence[str]) -> list[infer.Answer]:
         """Each text's answer: the labels ranked, or written if there are none."""
-        entry = self.entry(name)
+        entry, chosen = self.entry(name), tuple(labels)
+        room = self.engine.label_tokens(chosen)
         loop = asyncio.get_running_loop()
         futures: list[asyncio.Future] = [loop.create_future() for _ in texts]
-        jobs = [
-            self._job(entry, text, labels, number, len(texts), _settle(future))
-            for number, (text, future) in enumerate(zip(texts, futures, strict=True))
-        ]
+        jobs = []
+        for number, (text, future) in enumerate(zip(texts, futures, strict=True)):
+            tokens = self._tokens(entry, text, f"Text {number + 1} of {len(texts)}")
+            jobs.append(Job(entry, tokens, chosen, Size(len(tokens) + entry.slot.length, room), _settle(future)))
         self._wait_in_line(jobs)
         try:
             return await asyncio.gather(*futures)
@@ -72,21 +73,19 @@ class Service:
     async def stream(self, name: str, text: str) -> AsyncIterator[Piece | infer.Answer]:
         """The pieces of a written answer as they come, then the answer; refuses before the first of them."""
         heard: asyncio.Queue[Any] = asyncio.Queue()
-        job = self._job(self.entry(name), text, (), 0, 1, heard.put_nowait)
+        entry = self.entry(name)
+        tokens = self._tokens(entry, text, "The text")
+        job = Job(entry, tokens, (), Size(len(tokens) + entry.slot.length, 0), heard.put_nowait)
         self._wait_in_line([job])
         return _listen(heard, job)
 
-    def _job(
-        self, entry: Entry, text: str, labels: Sequence[str], number: int, of: int, tell: Callable[[Any], None]
-    ) -> Job:
+    def _tokens(self, entry: Entry, text: str, which: str) -> np.ndarray:
         vocabulary = self.tuned.vocabulary
         tokens = [*vocabulary.encode(text), vocabulary.eos_id]
         limit = min(self.limits.input_length, entry.input_length)
         if len(tokens) > limit:
-            which = f"Text {number + 1} of {of}" if of > 1 else "The text"
             raise Refusal(422, f"{which} has {len(tokens)} tokens; {entry.name} reads at most {limit}.")
-        size = Size(len(tokens) + entry.slot.length, self.engine.label_tokens(labels))
-        return Job(entry, np.array(tokens, np.int32), tuple(labels), size, tell)
+        return np.array(tokens, np.int32)
 
     def _wait_in_line(self, jobs: list[Job]) -> None:
         try:
@@ -126,17 +125,15 @@ class Service:
             self.tuned.add(prompt, name)
         except UserError as error:
             raise Refusal(422, str(error)) from None
-        return self.tuned.prompts[name]
+        return self.entry(name)
 
-    def remove(self, name: str) -> None:
+    async def remove(self, name: str) -> None:
         """Frees a prompt's slot; texts that wait for it are told. Raises Refusal."""
         self.entry(name)
-        self.tuned.remove(name)
-
-    def read_all(self, into: Callable[[prompt_file.Prompt, str], Any]) -> None:
-        """Every prompt of the folder, in the order of their names."""
-        for name in self.shelf.names():
-            into(self.shelf.read(name), name)
+        try:
+            await asyncio.to_thread(self.tuned.remove, name)
+        except UserError as error:  # somebody else was quicker
+            raise Refusal(404, str(error)) from None
 
 
 def _settle(future: asyncio.Future) -> Callable[[Any], None]:

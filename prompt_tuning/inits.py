@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import gin
@@ -132,6 +133,11 @@ class Saved:
 
 def of(given: Any) -> Init:
     """An init as it stands in SLOTS: a function, the place of a prompt, or a table from places to weights."""
+    if isinstance(given, str) and given.isidentifier() and not Path(given).exists():
+        raise UserError(
+            f"init of a slot is a function, such as @class_labels, or a trained prompt's place; {given!r} is neither."
+            + (f" Type @{given}." if given in globals() else "")
+        )
     if isinstance(given, str):
         return Saved((given,))
     if isinstance(given, Mapping):

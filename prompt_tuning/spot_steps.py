@@ -67,6 +67,8 @@ class Spot:
         for name, k in ((name, k) for name, ks in tops.items() for k in ks):
             if not isinstance(k, int) or not 1 <= k <= fewest:
                 raise UserError(f"{name} has {k!r}, and a target has {fewest} source prompts to choose from.")
+        if run.tuning.whole_model:
+            raise UserError("spot moves prompts between tasks; leave TUNING at @PromptTuning().")
         step, period = self.embedding_step, run.eval_period
         if run.slots is not None or run.grid is not None or run.data.task_file:
             raise UserError("spot makes its slots from SOURCES, TARGETS and SEEDS: leave SLOTS, GRID and TASK_FILE at None. A task file may be named among SOURCES and TARGETS.")  # fmt: skip # noqa: E501
@@ -135,16 +137,7 @@ class Steps:
             _refuse_other(folder, finished["plan"], plan)
             print(f"{folder} is finished: {len(rows)} prompts, {finished['last']} steps", flush=True)
         else:
-            print(f"{folder}: {len(rows)} prompts, {train_steps} steps", flush=True)
-            clock, processor = time.monotonic(), time.process_time()
-            result = train(run)
-            patient = run.patience and result.step - result.best.step.max() >= run.patience * run.eval_period
-            if result.step < train_steps and not patient:
-                raise Stopped(f"{folder} is at step {result.step} of {train_steps}")
-            scores = {name: (float(score), int(step)) for name, score, step in
-                      zip(result.names, result.best.score, result.best.step, strict=True)}  # fmt: skip
-            took = {"seconds": time.monotonic() - clock, "processor_seconds": time.process_time() - processor}
-            finished = {"plan": plan, "last": result.step, "slots": scores} | took
+            finished = _train(run) | {"plan": plan}
             with prompt_file.replacing(folder / FINISHED) as file:
                 file.write(json.dumps(finished, indent=1).encode())
         return {
@@ -160,6 +153,22 @@ class Steps:
         }
         made = slots.expand(run.slots, None)
         return {"run": told(run, NO_MATTER), "slots": {slot.name: told(slot, ("name",)) for slot in made}}
+
+
+def _train(run: Run) -> dict[str, Any]:
+    """What a training came to, and the seconds it took; raises Stopped if it was asked to stop before its end."""
+    print(f"{run.folder}: {len(run.slots or ())} prompts, {run.train_steps} steps", flush=True)
+    clock, processor = time.monotonic(), time.process_time()
+    result = train(run)
+    found = list(zip(result.names, result.best.score, result.best.step, strict=True))
+    patient = run.patience and result.step - result.best.step.max() >= run.patience * run.eval_period
+    kept = [run.folder / "prompts" / f"{name}.safetensors" for name, score, _ in found if math.isfinite(score)]
+    if not all(path.is_file() for path in kept) or (result.step < run.train_steps and not patient):
+        raise Stopped(f"{run.folder} is at step {result.step} of {run.train_steps}")
+    return {
+        "last": result.step, "slots": {name: (float(score), int(step)) for name, score, step in found},
+        "seconds": time.monotonic() - clock, "processor_seconds": time.process_time() - processor,
+    }  # fmt: skip
 
 
 def _refuse_other(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:

@@ -105,7 +105,7 @@ class PromptTuning:
         bank = np.asarray(trainable["prompt"]["bank"])
         for k, slot in enumerate(opened.slots):
             place = folder / slot.name if len(opened.slots) > 1 else folder
-            prompt_file.save_npy(place / "encoder.prompt.prompt.prompt", bank[k, : slot.length])
+            prompt_file.save_npy(place / prompt_file.BARE, bank[k, : slot.length])
 
     def finish(self, opened: Opened, trainable: split.Params, best: Any) -> list[str]:
         """The best prompt of each slot that was evaluated, with its card."""

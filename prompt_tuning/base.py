@@ -25,7 +25,7 @@ __all__ = ["Base", "load_base", "random_base", "save_t5x"]
 Shardings = Callable[[T5Config], Any]  # from a config to a tree of jax.sharding.Sharding, one a parameter
 
 WORKERS = 4  # tensors on the way from disk to device at once: what loading needs beside the model itself
-TINY = "tiny"  # the name of the base that comes with this project
+SHIPPED = {"tiny": "", "tiny_unadapted": "unadapted"}  # bases that come with this project: their folders in tiny/
 VOCABULARIES = ("spiece.model", "sentencepiece.model")
 
 
@@ -78,8 +78,8 @@ def random_base(config: T5Config, seed: int, shardings: Shardings | None = None)
 def open_source(path: str | Path, expected: T5Config | None = None) -> Source:
     """Tells from what stands there which kind of base it is, and opens it without reading weights."""
     text = str(path).rstrip("/")
-    if text == TINY:
-        text = str(Path(__file__).with_name("tiny"))
+    if text in SHIPPED:
+        text = str(Path(__file__).with_name("tiny") / SHIPPED[text])
     if text.startswith("gs://"):
         return t5x_checkpoint.open_checkpoint(t5x_checkpoint.newest(text), expected)
     folder = Path(text).expanduser()
@@ -89,7 +89,7 @@ def open_source(path: str | Path, expected: T5Config | None = None) -> Source:
             return t5x_checkpoint.open_checkpoint(str(folder.resolve()), expected)  # which says what is wrong with it
         if "checkpoint" in names or any(re.fullmatch(r"checkpoint_\d+", name) for name in names):
             found = t5x_checkpoint.newest(str(folder.resolve()))
-            if "checkpoint" not in names:
+            if sum(name.startswith("checkpoint_") for name in names) > 1:
                 logging.getLogger(__name__).warning("Of the checkpoints in %s the newest is read: %s", folder, found)
             return t5x_checkpoint.open_checkpoint(found, expected)
         if "config.json" in names or any(name.endswith((".safetensors", ".bin")) for name in names):
@@ -191,5 +191,5 @@ def vocabulary_beside(path: str) -> str | None:
     """The SentencePiece model beside the weights in `path`, or in the folder above."""
     if path.startswith("gs://"):
         return None
-    beside = [folder / name for folder in (Path(path), Path(path).parent) for name in VOCABULARIES]
+    beside = [folder / name for folder in (Path(path), *Path(path).parents[:2]) for name in VOCABULARIES]
     return next((str(file) for file in beside if file.is_file()), None)

@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import logging
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,12 +33,16 @@ def parse(files: Sequence[str] = (), bindings: Sequence[str] = (), search_paths:
     for folder in folders[1:]:
         gin.add_config_file_search_path(folder)  # for include statements
     files = [_find(file, folders) for file in files]
+    quiet = lambda record: not record.getMessage().startswith("Path not found")
+    logging.getLogger().addFilter(quiet)  # gin's word on every folder an included file is not in
     try:
         gin.parse_config_files_and_bindings(
             [str(gin_folder() / DEFAULTS), *files], list(bindings), print_includes_and_imports=False
         )
     except (ValueError, KeyError, TypeError, SyntaxError, OSError, AttributeError, ImportError) as error:
         raise UserError(_explain(error)) from error
+    finally:
+        logging.getLogger().removeFilter(quiet)
     _refuse_unused_macros()
 
 

@@ -26,17 +26,23 @@ Metrics = dict[str, float]
 def evaluate_run(run: Run, files: Sequence[str] = ()) -> list[Metrics]:
     """Prints the metrics on EVAL_SPLIT of each slot, or of the prompts in `files`, and of those of one task together.
 
+    Of a run that tuned a whole model, that model is scored.
     With a MODEL_DIR they are added to its `eval.jsonl`.
     """
     prompts = _named(files)
+    if run.tuning.whole_model:
+        run = dataclasses.replace(run, frozen=dataclasses.replace(run.frozen, path=str(run.folder / "base")))
     opened = open_run(_slots_for(run, prompts) if prompts else run)
-    if prompts:
+    prompt: dict[str, Any] = {}
+    if run.tuning.whole_model:
+        steps = [str(opened.base.step)]
+    elif prompts:
         slots = zip(opened.slots, prompts, strict=True)  # a name may hold a word that a TASK_FILE's name replaces
         opened = dataclasses.replace(opened, slots=tuple(dataclasses.replace(s, name=name) for s, name in slots))
-        bank, steps = _bank(opened, prompts), [_step(prompt) for prompt in prompts.values()]
+        prompt["bank"], steps = _bank(opened, prompts), [_step(one) for one in prompts.values()]
     else:
-        bank, steps = _of_run(opened)
-    params = opened.base.params | {"prompt": {"bank": device.put_everywhere(bank, opened.mesh)}}
+        prompt["bank"], steps = _of_run(opened)
+    params = opened.base.params | {"prompt": device.put_everywhere(prompt, opened.mesh)}
     held_out = opened.held_out()
     with device.on(opened.mesh):
         answers = infer.answer_all(opened.answerer(), params, held_out, run.predict)
@@ -120,7 +126,7 @@ def _of_run(opened: Opened) -> tuple[np.ndarray, list[str]]:
         )
     paths = [run.folder / "prompts" / f"{slot.name}.safetensors" for slot in opened.slots]
     prompts = {str(path): prompt_file.load(path) for path in paths}
-    return _bank(opened, prompts), [_step(prompt) for prompt in prompts.values()]
+    return _bank(opened, prompts), [_step(one) for one in prompts.values()]
 
 
 def _bank(opened: Opened, prompts: dict[str, Prompt]) -> np.ndarray:

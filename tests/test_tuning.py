@@ -47,15 +47,19 @@ def pretraining(home, text, model_dir, **names) -> list[str]:
 
 
 def test_model_tuning_learns_a_task_and_leaves_a_base_that_can_be_opened(home, tmp_path):
-    assert cli.main(["train", *flags(
+    settings = flags(
         home, tmp_path, TUNING="@ModelTuning()", LEARNING_RATE=0.02, TRAIN_STEPS=40, EVAL_PERIOD=20, BATCH_SIZE=16,
         **{"adafactor.multiply_by_parameter_scale": True},
-    )]) == 0  # fmt: skip
+    )  # fmt: skip
+    assert cli.main(["train", *settings]) == 0
     losses = [r["loss"]["films"] for r in records(tmp_path) if "loss" in r]
     assert losses[-1] < losses[0] - 0.3
     tuned, before = base.load_base(tmp_path / "base"), base.load_base(home / "base")
     assert tuned.vocabulary is not None and tuned.step in (20, 40)
     assert split.count(tuned.params) == split.count(before.params) and tuned.digest != before.digest
+    best = max(r["eval"]["films"]["accuracy"] for r in records(tmp_path) if "eval" in r)
+    assert cli.main(["eval", *settings]) == 0
+    assert json.loads((tmp_path / "eval.jsonl").read_text())["metrics"]["films"]["accuracy"] == pytest.approx(best)
 
 
 def test_a_model_is_pretrained_on_text_and_adapted_further(home, text, tmp_path):

@@ -1,4 +1,4 @@
-"""What ships inside the package, so that prompt tuning is seen to work with no network: a vocabulary and six tasks."""
+"""What ships inside the package, so that prompt tuning is seen to work with no network: base, vocabulary, six tasks."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,7 +10,6 @@ from prompt_tuning.vocabulary import Vocabulary
 
 FOLDER = Path(__file__).parent
 VOCABULARY = FOLDER / "spiece.model"  # 8,000 pieces; with the 100 sentinels 8,100 ids
-BASE = FOLDER / "base"
 TASKS = {path.stem: path for path in sorted((FOLDER / "tasks").glob("*.toml"))}
 LENGTHS = {"inputs": 48, "targets": 4}  # tokens, EOS included; none of the tasks' texts is longer
 

@@ -25,7 +25,6 @@ __all__ = ["Base", "load_base", "random_base", "save_t5x"]
 Shardings = Callable[[T5Config], Any]  # from a config to a tree of jax.sharding.Sharding, one a parameter
 
 WORKERS = 4  # tensors on the way from disk to device at once: what loading needs beside the model itself
-SHIPPED = {"tiny": "", "tiny_unadapted": "unadapted"}  # bases that come with this project: their folders in tiny/
 VOCABULARIES = ("spiece.model", "sentencepiece.model")
 
 
@@ -47,7 +46,7 @@ def load_base(
     dtype: Any = jnp.float32,
     shardings: Shardings | None = None,
 ) -> Base:
-    """Loads a T5X `checkpoint_N` folder, a `MODEL_DIR` of such, a Hugging Face T5 folder, one on the hub, or "tiny".
+    """Loads a T5X `checkpoint_N` folder, a `MODEL_DIR` of such, a Hugging Face T5 folder or the name of one on the hub.
 
     Sizes are read from the files; `expected` must agree with them. Weights are stored as `dtype`, one tensor at a time:
     the host never holds more than `WORKERS` of them. Activations have `expected`'s dtype, or `dtype`.
@@ -78,8 +77,6 @@ def random_base(config: T5Config, seed: int, shardings: Shardings | None = None)
 def open_source(path: str | Path, expected: T5Config | None = None) -> Source:
     """Tells from what stands there which kind of base it is, and opens it without reading weights."""
     text = str(path).rstrip("/")
-    if text in SHIPPED:
-        text = str(Path(__file__).with_name("tiny") / SHIPPED[text])
     if text.startswith("gs://"):
         return t5x_checkpoint.open_checkpoint(t5x_checkpoint.newest(text), expected)
     folder = Path(text).expanduser()
@@ -191,5 +188,5 @@ def vocabulary_beside(path: str) -> str | None:
     """The SentencePiece model beside the weights in `path`, or in the folder above."""
     if path.startswith("gs://"):
         return None
-    beside = [folder / name for folder in (Path(path), *Path(path).parents[:2]) for name in VOCABULARIES]
+    beside = [folder / name for folder in (Path(path), Path(path).parent) for name in VOCABULARIES]
     return next((str(file) for file in beside if file.is_file()), None)

@@ -239,7 +239,7 @@ def _asks_for_help(parser: argparse.ArgumentParser, argv: list[str]) -> bool:
 
 
 COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
-    "quickstart": ("see it work: a prompt for the small base that comes along, in two minutes", _quickstart),
+    "quickstart": ("see it work: a prompt against training the whole model, in minutes", _quickstart),
     "train": ("tune prompts for a frozen T5, or a whole model, from gin files", _train),
     "eval": ("score a run's best prompts, or prompt files, on a split", _eval),
     "infer": ("answer texts with a trained prompt", _infer),

@@ -122,7 +122,7 @@ class Evaluator:
         best = best.updated(self.opened.run.tuning.kept(state.trainable), scores, step)
         for slot, found, score, at in zip(self.opened.slots, metrics, best.score, best.step, strict=True):
             shown = "  ".join(f"{name} {value:.2f}" for name, value in found.items())
-            note = "best so far" if at == step else f"best {score:.2f} at step {at}"
+            note = "best so far" if at == step else f"best {abs(score):.2f} at step {at}"
             self.log.say(f"{step:>8}  {slot.name}  {shown}  ({note})", "good" if at == step else "")
         named = {slot.name: found for slot, found in zip(self.opened.slots, metrics, strict=True)}
         self.log.record(step, {"eval": named})

@@ -1,6 +1,6 @@
 """How much sooner a study's transfers are tuned as one bank than one after another; both times with warm caches.
 
-python scripts/bench_study.py --gin_file=runs/spot_tiny.gin --gin.MODEL_DIR=/tmp/study --gin.TRAIN_STEPS=20 ...
+python scripts/bench_study.py --gin_file=runs/spot_demo.gin --gin.MODEL_DIR=/tmp/study --gin.TRAIN_STEPS=20 ...
 
 The flags are those of `prompt-tuning spot --study`. Sources and targets are tuned first, untimed, if MODEL_DIR does not
 hold them yet. Of the transfers, `--alone N` are tuned one after another and their time is scaled up to all; each of

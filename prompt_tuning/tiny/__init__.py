@@ -1,4 +1,4 @@
-"""What ships inside the package, so that prompt tuning is seen to work with no network: base, vocabulary, six tasks."""
+"""What ships inside the package: six demonstration tasks, and the vocabulary that a tiny base is pretrained with."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,0 +1,52 @@
+"""A prompt against training the whole model, on a task that comes along; in short."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from conftest import TINY, random_params
+
+from prompt_tuning import base, cli, configure, quickstart, tiny
+from prompt_tuning.run import Run, open_run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A random base over the shipped vocabulary."""
+    folder = tmp_path_factory.mktemp("quick") / "base"
+    base.save_t5x(random_params(dataclasses.replace(TINY, vocab_size=8128)), folder, 0, np.float32)
+    (folder / "spiece.model").write_bytes(tiny.VOCABULARY.read_bytes())
+    return folder
+
+
+def short(monkeypatch):
+    """Runs of a few steps instead of the recipes' hundreds."""
+    whole = quickstart.train.train
+    cut = lambda run: whole(dataclasses.replace(run, train_steps=4, eval_period=2, eval_batch_size=250))
+    monkeypatch.setattr(quickstart.train, "train", cut)
+
+
+def test_quickstart_compares_four_ways_and_says_what_it_wrote(folder, tmp_path, monkeypatch, capsys):
+    short(monkeypatch)
+    out = tmp_path / "q"
+    assert cli.main(["quickstart", "--base", str(folder), "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    for row in ("majority class", "frozen model", "frozen model + prompt", "model tuning"):
+        assert row in told
+    assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
+    (prompt,) = (out / "prompt" / "prompts").glob("*.safetensors")
+    assert str(prompt) in told and prompt.stat().st_size < 20_000
+    assert cli.main(["infer", "--prompt", str(prompt), "sentence: The building is than that one."]) == 0
+    assert '"prediction"' in capsys.readouterr().out
+
+
+def test_a_second_quickstart_in_the_same_place_is_refused(folder, tmp_path, capsys):
+    (tmp_path / "prompt" / "checkpoints").mkdir(parents=True)
+    assert cli.main(["quickstart", "--base", str(folder), "--out", str(tmp_path)]) == 2
+    assert "--out" in capsys.readouterr().err
+
+
+def test_the_majority_class_of_a_balanced_task_is_half(folder, tmp_path):
+    names = {"MODEL_DIR": str(tmp_path), "INITIAL_CHECKPOINT_PATH": str(folder)}
+    configure.parse([quickstart.PROMPT], [f"{name} = {value!r}" for name, value in names.items()])
+    assert quickstart.majority_class(open_run(Run())) == 50.0

@@ -17,12 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import configure, device, layout, optim, report, slots, split, tuning  # noqa: F401 - gin's names
+from prompt_tuning import configure, device, layout, optim, report, slots, split
 from prompt_tuning.batches import Feed, prefetched
 from prompt_tuning.checkpoint import Best, Checkpointer, Identity
 from prompt_tuning.log import Clock, Log, bytes_in_words
 from prompt_tuning.run import Opened, Run, open_run
 from prompt_tuning.step import TrainState, train_step
+from prompt_tuning.tuning import Metrics  # and gin's names of the tunings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +39,7 @@ def train(run: Run) -> Result:
     """Trains every slot of `run`, evaluating and saving every EVAL_PERIOD steps; goes on from the newest checkpoint."""
     clock, way = Clock(), run.tuning
     opened = open_run(run)
-    optimizer, feed = way.optimizer(opened), way.feed(opened)
+    optimizer, feed, evaluate = way.optimizer(opened), way.feed(opened), way.evaluator(opened)
     state, frozen = _first_state(opened, optimizer)
     best = Best.none(way.kept(state.trainable), len(opened.slots))
     identity = Identity(opened.base.digest, _settings(opened))
@@ -49,12 +50,13 @@ def train(run: Run) -> Result:
             state, best = checkpointer.restore(state, best, identity)
         (run.folder / "config.gin").write_text(gin.operative_config_str(), "utf-8")
         with contextlib.closing(Log(run.folder, int(state.step))) as log:
-            evaluator = Evaluator(opened, frozen, log)
             periods = _periods(opened, feed, optimizer, state, frozen, log, clock, stop)
             for state, stopped in periods:
                 done = int(state.step)
                 if not stopped:
-                    best = evaluator(state, best)
+                    metrics, scores = evaluate(split.merge(state.trainable, frozen))
+                    best = best.updated(way.kept(state.trainable), scores, done)
+                    _log_evaluation(log, opened, metrics, best, done)
                 log.flush()
                 checkpointer.save(state, best, identity)
                 way.save(opened, state.trainable, done)
@@ -109,24 +111,13 @@ def _periods(
                 return
 
 
-class Evaluator:
-    """Scores every slot on its held-out examples and keeps the best."""
-
-    def __init__(self, opened: Opened, frozen: split.Params, log: Log) -> None:
-        self.opened, self.frozen, self.log = opened, frozen, log
-        self.evaluate = opened.run.tuning.evaluator(opened)
-
-    def __call__(self, state: TrainState, best: Best) -> Best:
-        metrics, scores = self.evaluate(split.merge(state.trainable, self.frozen))
-        step = int(state.step)
-        best = best.updated(self.opened.run.tuning.kept(state.trainable), scores, step)
-        for slot, found, score, at in zip(self.opened.slots, metrics, best.score, best.step, strict=True):
-            shown = "  ".join(f"{name} {value:.2f}" for name, value in found.items())
-            note = "best so far" if at == step else f"best {abs(score):.2f} at step {at}"
-            self.log.say(f"{step:>8}  {slot.name}  {shown}  ({note})", "good" if at == step else "")
-        named = {slot.name: found for slot, found in zip(self.opened.slots, metrics, strict=True)}
-        self.log.record(step, {"eval": named})
-        return best
+def _log_evaluation(log: Log, opened: Opened, metrics: Metrics, best: Best, step: int) -> None:
+    """A line for each slot."""
+    for slot, found, score, at in zip(opened.slots, metrics, best.score, best.step, strict=True):
+        shown = "  ".join(f"{name} {value:.2f}" for name, value in found.items())
+        note = "best so far" if at == step else f"best {abs(score):.2f} at step {at}"
+        log.say(f"{step:>8}  {slot.name}  {shown}  ({note})", "good" if at == step else "")
+    log.record(step, {"eval": {slot.name: found for slot, found in zip(opened.slots, metrics, strict=True)}})
 
 
 def _first_state(opened: Opened, optimizer: optim.Optimizer) -> tuple[TrainState, split.Params]:

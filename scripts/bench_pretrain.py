@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import prompt_tuning.train  # noqa: F401 - registers what gin files name
-from prompt_tuning import configure, device, layout, optim
+from prompt_tuning import configure, cost, device, layout, optim
 from prompt_tuning.base import random_base
 from prompt_tuning.step import Model, TrainState, train_step
 from prompt_tuning.t5 import T5Config
@@ -47,7 +47,7 @@ def main() -> None:
         started = time.perf_counter()
         product(left, right).block_until_ready()
         peaks.append(time.perf_counter() - started)
-    work = flops(config, options.rows, options.inputs, options.targets)
+    work = 3 * options.rows * cost.forward_flops(config, options.inputs, options.targets)
     peak = 2 * np.prod([float(n) for n in PEAK]) / statistics.median(peaks)
     seconds = statistics.median(steps)
     tokens = options.rows * (options.inputs + options.targets)
@@ -69,17 +69,6 @@ def compiled(config: T5Config, options: argparse.Namespace):
     step = jax.jit(pure, donate_argnums=0, compiler_options=device.compiler_options())
     state, _ = step(state, {}, batch)
     return step, state, batch
-
-
-def flops(config: T5Config, rows: int, inputs: int, targets: int) -> float:
-    """Of one step: forward, and the gradients of weights and of what they see."""
-    width, joined = config.emb_dim, config.num_heads * config.head_dim
-    attention, mlp = 4 * width * joined, (len(config.mlp_activations) + 1) * width * config.mlp_dim
-    encoder = config.num_encoder_layers * (attention + mlp + 2 * inputs * joined)
-    decoder = config.num_decoder_layers * (attention + attention / 2 + mlp + 2 * (targets + inputs) * joined)
-    across = config.num_decoder_layers * attention / 2  # keys and values of the encoder's output
-    per_row = inputs * (encoder + across) + targets * (decoder + width * config.vocab_size)
-    return 3 * 2.0 * rows * per_row
 
 
 if __name__ == "__main__":

@@ -308,7 +308,7 @@ def test_a_mistake_is_explained_before_anything_is_served(folder, tmp_path, caps
     assert expected in capsys.readouterr().err
 
 
-def eventually(what, seconds: float = 300):
+def eventually(what, seconds: float = 120):
     """What it returns once that is true and nothing refuses the connection."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
@@ -330,7 +330,7 @@ def test_a_server_that_is_told_to_stop_answers_what_waits_and_ends_well(folder):
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
-    argv = ["serve", "--prompts", str(folder), "--port", str(port), "--input_length", "40", "--room", "64"]
+    argv = ["serve", "--prompts", str(folder), "--port", str(port), "--input_length", "40", "--room", "128"]
     argv += ["--window_ms", "4000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "prompt_tuning.cli", *argv],

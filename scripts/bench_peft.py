@@ -1,0 +1,54 @@
+"""PEFT's prompt tuning on PyTorch, timed on the lengths that bench.py hands over; run by it.
+
+    python scripts/bench_peft.py JOB.json        # prints {"seconds": a step, "memory_gib": ..., "compile_s": 0}
+
+A T5 1.1 with random weights, dropout 0.1, a prompt of 100 before the encoder, Adafactor at 0.3 without parameter
+scaling.
+"""
+
+import json
+import resource
+import statistics
+import sys
+import time
+from pathlib import Path
+
+import torch
+from peft import PromptTuningConfig, get_peft_model
+from transformers import T5Config, T5ForConditionalGeneration
+from transformers.optimization import Adafactor
+
+PADDED = 512
+
+
+def main() -> None:
+    job = json.loads(Path(sys.argv[1]).read_text())
+    torch.manual_seed(0)
+    config = T5Config(
+        vocab_size=job["vocab"], feed_forward_proj="gated-gelu", tie_word_embeddings=False, dropout_rate=0.1,
+        decoder_start_token_id=0, **job["config"],
+    )  # fmt: skip
+    settings = PromptTuningConfig(
+        task_type="SEQ_2_SEQ_LM", num_virtual_tokens=job["prompt"], num_transformer_submodules=1,
+        num_layers=config.num_layers, num_attention_heads=config.num_heads, token_dim=config.d_model,
+    )  # fmt: skip
+    model = get_peft_model(T5ForConditionalGeneration(config), settings).train()
+    trained = [p for p in model.parameters() if p.requires_grad]
+    optimizer = Adafactor(trained, lr=0.3, relative_step=False, scale_parameter=False, warmup_init=False)
+    seconds = []
+    for lengths in [job["lengths"][0], *job["lengths"]]:  # the first one warms up
+        longest = PADDED - job["prompt"] if job["padded"] else max(lengths)
+        mask = (torch.arange(longest)[None] < torch.tensor(lengths)[:, None]).long()
+        ids = torch.randint(2, 32000, mask.shape) * mask
+        labels = torch.randint(2, 32000, (len(lengths), job["target"]))
+        started = time.perf_counter()
+        model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.perf_counter() - started)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(json.dumps({"seconds": statistics.fmean(seconds[1:]), "memory_gib": memory, "compile_s": 0.0}))
+
+
+if __name__ == "__main__":
+    main()

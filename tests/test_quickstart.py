@@ -36,7 +36,7 @@ def test_quickstart_compares_four_ways_and_says_what_it_wrote(folder, tmp_path, 
     assert (out / "comparison.png").read_bytes().startswith(b"\x89PNG")
     (prompt,) = (out / "prompt" / "prompts").glob("*.safetensors")
     assert str(prompt) in told and prompt.stat().st_size < 20_000
-    assert cli.main(["infer", "--prompt", str(prompt), "sentence: The building is than that one."]) == 0
+    assert cli.main(["infer", "--prompt", str(prompt), "sentence: Where have you been so long"]) == 0
     assert '"prediction"' in capsys.readouterr().out
 
 

@@ -65,9 +65,8 @@ def train(run: Run) -> Result:
                 elif run.patience and done - best.step.max() >= run.patience * run.eval_period:
                     log.say(f"no slot got better in {run.patience} evaluations: stopping early", "bold")
                     break
-            if not stop.is_set():
-                for line in way.finish(opened, state.trainable, best):
-                    log.say(line, "bold")
+            for line in way.finish(opened, state, best):
+                log.say(line, "bold")
             log.flush()
             if picture := report.curves(run.folder):
                 log.say(f"curves in {picture}", "dim")

@@ -9,7 +9,7 @@ import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import ClassVar, Protocol
 
 import gin
 import jax
@@ -18,9 +18,10 @@ import numpy as np
 
 from prompt_tuning import batches, device, infer, optim, prompt_file, slots, split
 from prompt_tuning.base import save_t5x
+from prompt_tuning.checkpoint import Best
 from prompt_tuning.errors import UserError
 from prompt_tuning.run import Opened, Run
-from prompt_tuning.step import score_targets
+from prompt_tuning.step import TrainState, score_targets
 
 Metrics = list[dict[str, float]]  # of each slot
 
@@ -53,24 +54,33 @@ class Tuning(Protocol):
         """What every save writes beside the checkpoint."""
         ...
 
-    def finish(self, opened: Opened, trainable: split.Params, best: Any) -> list[str]:
-        """Writes what the run was for, and says so, a line each."""
+    def finish(self, opened: Opened, state: TrainState, best: Best) -> list[str]:
+        """Writes what the run was for, as far as it came, and says so, a line each."""
         ...
 
 
-def _by_metrics(opened: Opened) -> Callable[[split.Params], tuple[Metrics, np.ndarray]]:
-    answerer, held_out = opened.answerer(), opened.held_out()
+class _OnTasks:
+    """Fed by tasks, scored by their metrics; the best step is kept."""
 
-    def evaluate(params: split.Params) -> tuple[Metrics, np.ndarray]:
-        metrics = infer.evaluate(answerer, params, held_out, opened.run.predict)
-        return metrics, np.array([infer.mean_metric(found) for found in metrics])
+    def feed(self, opened: Opened) -> batches.Feed:
+        return batches.TrainingData(opened)
 
-    return evaluate
+    def evaluator(self, opened: Opened) -> Callable[[split.Params], tuple[Metrics, np.ndarray]]:
+        answerer, held_out = opened.answerer(), opened.held_out()
+
+        def evaluate(params: split.Params) -> tuple[Metrics, np.ndarray]:
+            metrics = infer.evaluate(answerer, params, held_out, opened.run.predict)
+            return metrics, np.array([infer.mean_metric(found) for found in metrics])
+
+        return evaluate
+
+    def kept(self, trainable: split.Params) -> split.Params:
+        return trainable
 
 
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
-class PromptTuning:
+class PromptTuning(_OnTasks):
     """Prompts alone are trained, the model is frozen (Lester et al. 2021)."""
 
     whole_model: ClassVar[bool] = False
@@ -90,15 +100,6 @@ class PromptTuning:
         lengths, rates = [s.length for s in opened.slots], [s.learning_rate for s in opened.slots]
         return optim.over_slots(opened.run.optimizer, lengths, rates, opened.run.schedule)
 
-    def feed(self, opened: Opened) -> batches.Feed:
-        return batches.TrainingData(opened)
-
-    def evaluator(self, opened: Opened) -> Callable[[split.Params], tuple[Metrics, np.ndarray]]:
-        return _by_metrics(opened)
-
-    def kept(self, trainable: split.Params) -> split.Params:
-        return trainable
-
     def save(self, opened: Opened, trainable: split.Params, step: int) -> None:
         """The prompts of this step as bare arrays, where the authors' code puts them."""
         folder = opened.run.folder / "numpy_checkpoints" / f"checkpoint_{step}"
@@ -107,7 +108,7 @@ class PromptTuning:
             place = folder / slot.name if len(opened.slots) > 1 else folder
             prompt_file.save_npy(place / prompt_file.BARE, bank[k, : slot.length])
 
-    def finish(self, opened: Opened, trainable: split.Params, best: Any) -> list[str]:
+    def finish(self, opened: Opened, state: TrainState, best: Best) -> list[str]:
         """The best prompt of each slot that was evaluated, with its card."""
         said = []
         for k, slot in enumerate(opened.slots):
@@ -129,7 +130,7 @@ class PromptTuning:
 
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
-class ModelTuning:
+class ModelTuning(_OnTasks):
     """The whole model is trained on a task, with no prompt: the paper's baseline (Lester et al. 2021, §3.1)."""
 
     whole_model: ClassVar[bool] = True
@@ -150,19 +151,10 @@ class ModelTuning:
     def optimizer(self, opened: Opened) -> optim.Optimizer:
         return optim.whole(opened.run.optimizer, opened.slots[0].learning_rate, opened.run.schedule)
 
-    def feed(self, opened: Opened) -> batches.Feed:
-        return batches.TrainingData(opened)
-
-    def evaluator(self, opened: Opened) -> Callable[[split.Params], tuple[Metrics, np.ndarray]]:
-        return _by_metrics(opened)
-
-    def kept(self, trainable: split.Params) -> split.Params:
-        return trainable
-
     def save(self, opened: Opened, trainable: split.Params, step: int) -> None:
         """Nothing: the checkpoint holds the model."""
 
-    def finish(self, opened: Opened, trainable: split.Params, best: Any) -> list[str]:
+    def finish(self, opened: Opened, state: TrainState, best: Best) -> list[str]:
         """The model of the best step as a T5X checkpoint."""
         if not math.isfinite(best.score[0]):
             return []
@@ -200,9 +192,9 @@ class Pretraining(ModelTuning):
     def kept(self, trainable: split.Params) -> split.Params:
         return {}  # the last is what counts, and a copy of a large model would cost as much again
 
-    def finish(self, opened: Opened, trainable: split.Params, best: Any) -> list[str]:
+    def finish(self, opened: Opened, state: TrainState, best: Best) -> list[str]:
         """The model as it is now as a T5X checkpoint."""
-        return [f"model in {save_model(opened, trainable, (opened.base.step or 0) + opened.run.train_steps)}"]
+        return [f"model in {save_model(opened, state.trainable, (opened.base.step or 0) + int(state.step))}"]
 
 
 def save_model(opened: Opened, params: split.Params, step: int) -> str:

@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
-from prompt_tuning import layout
+from prompt_tuning import device, layout
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import Mixture, Task
 from prompt_tuning.layout import Batch, Item
@@ -41,8 +41,8 @@ class Feed(abc.ABC):
     def plan(self) -> layout.Shape:
         """The rows that the run's batches are packed into, planned from its first ones."""
         sample = [self.items(step) for step in range(SAMPLED)]
-        multiple = self.opened.mesh.shape["data"] * self.run.microbatches
-        return layout.plan(sample, self.longest, self.run.packing, multiple)
+        at_once: Any = self.run.rows_at_once or (None if self.run.tuning.whole_model else device.rows_at_once)
+        return layout.plan(sample, self.longest, self.run.packing, self.opened.mesh.shape["data"], at_once)
 
     def batch(self, step: int, shape: layout.Shape) -> Batch:
         """The packed batch of one step."""

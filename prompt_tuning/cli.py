@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from prompt_tuning import __version__
+from prompt_tuning import __version__, allocator
 from prompt_tuning.errors import UserError
 
 EXAMPLE = """\
@@ -33,6 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             raise UserError(f"There is no command {argv[0]!r}.{nearest(argv[0], COMMANDS)} Type prompt-tuning --help.")
         _, run = COMMANDS[argv[0]]
+        allocator.keep_freed_memory()
         return run(argv[1:])
     except UserError as error:
         return _complain(str(error))

@@ -29,6 +29,8 @@ RULES = (
     ("relpos_buckets", None),
 )
 
+POSITIONS_AT_ONCE = 1024  # of a T5 small, on 2 cores; scripts/bench.py --rows_at_once
+
 
 def make_mesh(model_parallel: int = 1) -> Mesh:
     """All devices as [data, model]; `model_parallel` of them share one copy of the frozen parameters."""
@@ -86,6 +88,11 @@ def frozen_dtype() -> Any:
 def compiler_options() -> dict[str, str] | None:
     """How a training step is compiled: on a CPU, in the order that needs the least memory (a third less, as fast)."""
     return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if jax.default_backend() == "cpu" else None
+
+
+def rows_at_once(row_length: int) -> int | None:
+    """How many rows a training step takes at a time: on a CPU, as many as are quickest; None: all."""
+    return max(1, POSITIONS_AT_ONCE // row_length) if jax.default_backend() == "cpu" else None
 
 
 def describe() -> str:

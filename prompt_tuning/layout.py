@@ -69,7 +69,8 @@ class Shape:
     target_length: int  # L, all targets of a row together
     rows: tuple[int, ...]  # the R to choose from, ascending
     per_row: int | None = None  # at most so many examples a row; 1 is no packing
-    multiple: int = 1  # divides every R: devices of the data axis times microbatches
+    multiple: int = 1  # divides every R: devices of the data axis
+    at_once: int | None = None  # rows that a step takes at a time, which divide every R; None: all
 
 
 Ints = Any  # int32, of numpy on the host and of JAX on the device
@@ -91,10 +92,11 @@ class Batch(NamedTuple):
     example_numbers: Ints  # [N]
     target_examples: Ints  # [M]
 
-    @property
-    def padding(self) -> float:
-        """Share of encoder positions that hold nothing."""
-        return float((self.encoder_segments == 0).mean())
+    def padding(self, shape: Shape) -> float:
+        """Share of the encoder positions that are computed and hold nothing."""
+        rows = (self.encoder_segments > 0).any(1).sum()
+        computed = _round_up(int(rows), shape.at_once) if shape.at_once else len(self.encoder_segments)
+        return 1 - float((self.encoder_segments > 0).sum()) / max(computed * shape.row_length, 1)
 
 
 def assign_rows(items: Sequence[Item], shape: Shape) -> list[list[int]]:
@@ -131,11 +133,12 @@ def pack(items: Sequence[Item], shape: Shape, bank_length: int = 0, examples: in
             found = f"{item.length} + {item.target_length}"
             raise ValueError(f"example {i} has {found} positions, a row {shape.row_length} + {shape.target_length}")
     rows = assign_rows(items, shape)
-    count = next((r for r in shape.rows if r >= len(rows)), _round_up(len(rows), 4 * shape.multiple))
+    count = next((r for r in shape.rows if r >= len(rows)), _round_up(len(rows), shape.at_once or 4 * shape.multiple))
+    stands = _in_parts(count, shape.at_once or count)
     n = examples or len(items)
     targets_each = max((len(item.targets) for item in items), default=1)
     batch = _empty(count, shape, n, n * targets_each)
-    for r, row in enumerate(rows):
+    for r, row in zip(stands, rows, strict=False):
         at = target_at = 0
         for i in row:
             at = _write_input(batch, r, at, i, items[i], bank_length)
@@ -145,6 +148,14 @@ def pack(items: Sequence[Item], shape: Shape, bank_length: int = 0, examples: in
         batch.example_slots[i], batch.example_numbers[i] = item.slot, item.number
         batch.target_examples[i * targets_each : (i + 1) * targets_each] = i
     return batch
+
+
+def _in_parts(rows: int, at_once: int) -> np.ndarray:
+    """Where the rows of the first part stand, then those of the second: part i of n is the rows i, i + n, i + 2n, ...
+
+    So every device, which holds a run of neighbouring rows, has its share of every part.
+    """
+    return np.arange(rows).reshape(at_once, -1).T.reshape(-1)
 
 
 def _empty(rows: int, shape: Shape, examples: int, targets: int) -> Batch:
@@ -176,17 +187,32 @@ def _write_target(batch: Batch, r: int, at: int, example: int, target: int, toke
     return end
 
 
-def plan(batches: Sequence[Sequence[Item]], longest: tuple[int, int], packing: bool = True, multiple: int = 1) -> Shape:
+def plan(
+    batches: Sequence[Sequence[Item]],
+    longest: tuple[int, int],
+    packing: bool = True,
+    multiple: int = 1,
+    at_once: int | Callable[[int], int | None] | None = None,
+) -> Shape:
     """A shape for batches like these: the row length that costs least, and the row counts they need.
 
     `longest` is the longest example (input and prompt; targets together) of all that will come. The cost of a row is
     that of its positions plus that of its pairs of positions, which attention computes whether masked or not.
-    `multiple` divides every row count (devices of the data axis).
+    `multiple` divides every row count (devices of the data axis). `at_once` rows are computed at a time, or what it
+    makes of a row length; parts of a batch without examples are not computed, so that one R holds every batch.
     """
     length, target_length = (_round_up(n, m) for n, m in zip(longest, (16, 4), strict=True))
-    up = lambda counts: tuple(sorted({_round_up(c, multiple) for c in counts}))
+    parts = at_once if callable(at_once) else lambda _: at_once
+    up = lambda n, shape: _round_up(n, shape.at_once or multiple)
+    most = max(map(len, batches))
+
+    def shaped(row_length: int, room: int, per_row: int | None) -> Shape:
+        each = parts(row_length)
+        shape = Shape(row_length, room, (1,), per_row, multiple, each and _round_up(each, multiple))
+        return dataclasses.replace(shape, rows=(up(most, shape),))  # which any batch fits
+
     if not packing:
-        return Shape(length, target_length, up([max(map(len, batches))]), 1, multiple)
+        return shaped(length, target_length, 1)
     best: tuple[float, Shape] | None = None
     for row_length in sorted({length, *(s for s in range(128, 1025, 64) if s >= length)}):
         unbounded = Shape(row_length, 1 << 30, (1,))
@@ -194,12 +220,13 @@ def plan(batches: Sequence[Sequence[Item]], longest: tuple[int, int], packing: b
             sum(batch[i].target_length for i in row) for batch in batches for row in assign_rows(batch, unbounded)
         ]
         room = max(target_length, _round_up(int(np.quantile(together, USUAL)), 4))
-        shape = Shape(row_length, room, (1,), None, multiple)
-        counts = [len(assign_rows(batch, shape)) for batch in batches]
+        shape = shaped(row_length, room, None)
+        counts = [up(len(assign_rows(batch, shape)), shape) for batch in batches]
         cost = float(np.mean(counts)) * row_length * (1 + row_length / POSITIONS_PER_PAIR)
         if best is None or cost < best[0]:
-            usual = int(np.ceil(np.quantile(counts, USUAL)))
-            best = cost, dataclasses.replace(shape, rows=up([usual, max(counts) + 1]))
+            usual, largest = int(np.ceil(np.quantile(counts, USUAL))), max(counts) + 1
+            rows = shape.rows if shape.at_once else tuple(sorted({up(usual, shape), up(largest, shape)}))
+            best = cost, dataclasses.replace(shape, rows=rows)
     assert best is not None
     return best[1]
 

@@ -119,7 +119,7 @@ class Run:
     z_loss: float = 1e-4
     dropout_rate: float = 0.1
     packing: bool = True
-    microbatches: int = 1
+    rows_at_once: int | None = None
     eval_period: int = 1000
     eval_batch_size: int = 64
     predict: infer.Predict | None = None
@@ -128,9 +128,10 @@ class Run:
     jax_cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("train_steps", "batch_size", "microbatches", "eval_period", "eval_batch_size", "log_period"):
-            if not isinstance(getattr(self, name), int) or getattr(self, name) < 1:
-                raise UserError(f"{name.upper()} is {getattr(self, name)!r}; it is a whole number from 1.")
+        for name in ("train_steps", "batch_size", "rows_at_once", "eval_period", "eval_batch_size", "log_period"):
+            value = getattr(self, name)
+            if (not isinstance(value, int) or value < 1) and (name, value) != ("rows_at_once", None):
+                raise UserError(f"{name.upper()} is {value!r}; it is a whole number from 1.")
         if self.tuning is None:
             from prompt_tuning.tuning import PromptTuning  # which stands on this room
 

@@ -91,12 +91,13 @@ def train_step(
     optimizer: Optimizer,
     dropout_rate: float = 0.1,
     z_loss: float = 1e-4,
-    microbatches: int = 1,
+    at_once: int | None = None,
 ) -> tuple[TrainState, dict[str, Float[Array, "K"]]]:
     """One update of what is trainable; a slot's gradient comes from its own examples only.
 
-    With `microbatches`, the rows go through the model in so many parts, one after another, for less memory; R is a
-    multiple of it. The metrics are each slot's mean loss a target token and the norm of its gradient.
+    With `at_once`, which divides R, so many rows go through the model at a time, for less memory and less padding:
+    parts of the batch that hold no example are not computed. The metrics are each slot's mean loss a target token and
+    the norm of its gradient.
     """
     dropout = dropout_of(state, batch, dropout_rate)
 
@@ -105,31 +106,28 @@ def train_step(
         losses, tokens = slot_losses(params, part, model=model, z_loss=z_loss, dropout=dropout)
         return losses.sum(), (losses, tokens)
 
-    def add(sums: Any, rows: Batch) -> tuple[Any, None]:
-        found = jax.grad(total, has_aux=True)(state.trainable, rows)
-        return jax.tree.map(jnp.add, sums, found), None
-
-    if microbatches == 1:
-        gradient, (losses, tokens) = jax.grad(total, has_aux=True)(state.trainable, batch)
+    differentiate = jax.grad(total, has_aux=True)
+    if at_once is None or at_once == len(batch.encoder_tokens):
+        gradient, (losses, tokens) = differentiate(state.trainable, batch)
     else:
+        part, parts = _in_parts(batch, at_once)
         none = jnp.zeros((model.slots,))
         zero = jax.tree.map(jnp.zeros_like, state.trainable), (none, none)
-        scanned, whole = _parts(batch, microbatches)
-        (gradient, (losses, tokens)), _ = jax.lax.scan(lambda sums, rows: add(sums, whole(rows)), zero, scanned)
+        add = lambda i, sums: jax.tree.map(jnp.add, sums, differentiate(state.trainable, part(i)))
+        gradient, (losses, tokens) = jax.lax.fori_loop(0, parts, add, zero)
     trainable, opt_state = optimizer.update(gradient, state.opt_state, state.trainable, state.step)
     new = dataclasses.replace(state, trainable=trainable, opt_state=opt_state, step=state.step + 1)
     return new, {"loss": losses / jnp.maximum(tokens, 1), "gradient_norm": _slot_norms(gradient, model.slots)}
 
 
-def _parts(batch: Batch, count: int) -> tuple[list[Array], Callable[[list[Array]], Batch]]:
-    """What stands in rows, cut into `count` parts on a new first axis, and how a part becomes a batch again.
-
-    Every `count`-th row goes to one part, so that rows stay on their devices.
-    """
-    cut = lambda x: jnp.swapaxes(x.reshape(-1, count, *x.shape[1:]), 0, 1)
-    in_rows = [name for name in Batch._fields if getattr(batch, name).ndim == 2]
-    whole = lambda rows: batch._replace(**dict(zip(in_rows, rows, strict=True)))
-    return [cut(jnp.asarray(getattr(batch, name))) for name in in_rows], whole
+def _in_parts(batch: Batch, rows: int) -> tuple[Callable[[Any], Batch], Int[Array, ""]]:
+    """The i-th part of a batch, of `rows` rows as `layout` spreads them, and how many parts hold an example."""
+    cut = lambda x: jnp.swapaxes(x.reshape(rows, -1, *x.shape[1:]), 0, 1)
+    in_rows = {name: cut(jnp.asarray(x)) for name, x in zip(Batch._fields, batch, strict=True) if x.ndim == 2}
+    part = lambda i: batch._replace(
+        **{name: jax.lax.dynamic_index_in_dim(x, i, 0, False) for name, x in in_rows.items()}
+    )
+    return part, (in_rows["encoder_segments"] > 0).any((1, 2)).sum()
 
 
 def _slot_norms(gradient: split.Params, slots: int) -> Float[Array, "K"]:

@@ -82,7 +82,7 @@ def _periods(
     log.ledger(_ledger(opened, feed, shape, state, frozen))
     pure = functools.partial(
         train_step, model=opened.model, optimizer=optimizer, dropout_rate=run.dropout_rate, z_loss=run.z_loss,
-        microbatches=run.microbatches,
+        at_once=shape.at_once,
     )  # fmt: skip
     places = jax.tree.map(lambda leaf: leaf.sharding, state), None
     step = jax.jit(pure, donate_argnames="state", out_shardings=places, compiler_options=device.compiler_options())
@@ -90,7 +90,7 @@ def _periods(
     with contextlib.closing(prefetched(lambda n: feed.batch(n, shape), first, run.train_steps)) as batches:
         for n, batch in batches:
             state, metrics = step(state, frozen, device.put_batch(batch, opened.mesh))
-            window.append((metrics, batch.padding))
+            window.append((metrics, batch.padding(shape)))
             done = n + 1
             if done == first + 1:
                 jax.block_until_ready(state)
@@ -134,7 +134,7 @@ def _settings(opened: Opened) -> dict[str, Any]:
     word = lambda value: getattr(value, "__name__", None) or value
     bound = lambda function: {name: word(v) for name, v in configure.bound(function).items()}
     described = [{f.name: word(getattr(s, f.name)) for f in dataclasses.fields(s)} for s in opened.slots]
-    names = ("batch_size", "microbatches", "packing", "z_loss", "dropout_rate", "eval_period", "log_period")
+    names = ("batch_size", "rows_at_once", "packing", "z_loss", "dropout_rate", "eval_period", "log_period")
     tuned = type(run.tuning).__name__, {f.name: getattr(run.tuning, f.name) for f in dataclasses.fields(run.tuning)}
     functions = {"optimizer": run.optimizer, "schedule": run.schedule}
     functions |= {f"init of {slot.name}": slot.init for slot in opened.slots}
@@ -157,7 +157,7 @@ def _ledger(opened: Opened, feed: Feed, shape: layout.Shape, state: TrainState, 
         "devices": device.describe(),
         "examples": feed.described,
         "batch": f"{len(opened.slots)} x {run.batch_size} examples in {len(batch.encoder_tokens)} rows of"
-        f" {shape.row_length} positions, {batch.padding:.0%} padding",
+        f" {shape.row_length} positions, {batch.padding(shape):.0%} padding",
         "writes to": str(run.folder),
     }
     if first:

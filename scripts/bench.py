@@ -28,6 +28,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from prompt_tuning import allocator
+
 PROMPT, TARGET = 100, 3
 LENGTHS = {"sst2": (2.0, 13.0), "rte": (2.2, 75.0), "boolq": (3.5, 155.0)}  # shape and mean of a gamma, in tokens
 LONGEST = 412  # with the prompt, the 512 positions the papers pad to
@@ -44,13 +46,14 @@ def main() -> None:
     parser.add_argument("--texts", nargs="+", default=list(LENGTHS), choices=LENGTHS)
     parser.add_argument("--batches", nargs="+", type=int, default=[16, 32])
     parser.add_argument("--slots", nargs="+", type=int, default=[1], help="prompts trained at once, each on its batch")
-    parser.add_argument("--microbatches", type=int, default=1)
+    parser.add_argument("--rows_at_once", type=int, help="as ROWS_AT_ONCE")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--peft", metavar="PYTHON", default=sys.executable, help="an interpreter that has PEFT")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the rows here too")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.one:
+        allocator.keep_freed_memory()
         print(json.dumps(measure(**json.loads(options.one))))
         return
     table = Table("what", "size", "text", "batch", "slots", *COLUMNS.values(), box=None, header_style="bold")
@@ -60,7 +63,7 @@ def main() -> None:
             for batch in options.batches:
                 for slots in options.slots:
                     one = {"size": size, "text": text, "batch": batch, "slots": slots, "steps": options.steps}
-                    rows.append(_ours(one | {"microbatches": options.microbatches}))
+                    rows.append(_ours(one | {"rows_at_once": options.rows_at_once}))
                 for padded in (False, True):
                     rows.append(
                         _peft(
@@ -128,7 +131,7 @@ def draw(text: str, count: int, seed: int) -> np.ndarray:
     return np.clip(np.round(drawn), 4, LONGEST).astype(int)
 
 
-def measure(size: str, text: str, batch: int, slots: int, steps: int, microbatches: int) -> dict[str, float]:
+def measure(size: str, text: str, batch: int, slots: int, steps: int, rows_at_once: int | None) -> dict[str, float]:
     """One row; everything is imported here, so that the table's own process stays small."""
     import jax
     import jax.numpy as jnp
@@ -142,7 +145,7 @@ def measure(size: str, text: str, batch: int, slots: int, steps: int, microbatch
     config = T5Config()
     groups = [_items(text, batch, slots, step) for step in range(steps + 1)]
     longest = max(item.length for group in groups for item in group), TARGET
-    shape = layout.plan(groups, longest, True, microbatches)
+    shape = layout.plan(groups, longest, at_once=rows_at_once or device.rows_at_once)
     batches = [layout.pack(group, shape, PROMPT) for group in groups]
     bank = {
         "prompt": {
@@ -154,7 +157,7 @@ def measure(size: str, text: str, batch: int, slots: int, steps: int, microbatch
     state = TrainState(bank, optimizer.init(bank), jnp.zeros((), jnp.int32), keys)
     frozen = random_base(config, 0).params
     model = Model(config, slots, PROMPT)
-    pure = functools.partial(train_step, model=model, optimizer=optimizer, microbatches=microbatches)
+    pure = functools.partial(train_step, model=model, optimizer=optimizer, at_once=shape.at_once)
     started = time.perf_counter()
     compiled = jax.jit(pure, donate_argnums=0, compiler_options=device.compiler_options())
     state, _ = jax.block_until_ready(compiled(state, frozen, batches[0]))
@@ -170,7 +173,7 @@ def measure(size: str, text: str, batch: int, slots: int, steps: int, microbatch
     second, peak = statistics.fmean(seconds), statistics.median(peaks)
     return {
         "examples_per_s": slots * batch / second, "tokens_per_s": statistics.fmean(tokens) / second,
-        "padding": statistics.fmean(one.padding for one in batches[1:]),
+        "padding": statistics.fmean(one.padding(shape) for one in batches[1:]),
         "gflops": statistics.fmean(work) / second / 1e9, "of_peak": statistics.fmean(work) / second / peak,
         "memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20, "compile_s": compile_s,
         "save_kb": sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e3, "seconds": second,

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import prompt_tuning.train  # noqa: F401 - registers what gin files name
-from prompt_tuning import configure, cost, device, layout, optim
+from prompt_tuning import allocator, configure, cost, device, layout, optim
 from prompt_tuning.base import random_base
 from prompt_tuning.step import Model, TrainState, train_step
 from prompt_tuning.t5 import T5Config
@@ -26,6 +26,7 @@ PEAK = 4096, 2048, 2048  # of the product that the peak is measured on
 
 
 def main() -> None:
+    allocator.keep_freed_memory()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="models/tiny_base.gin")
     parser.add_argument("--rows", type=int, default=64)

@@ -96,19 +96,42 @@ def test_frozen_leaves_are_bit_identical_after_ten_steps():
 
 
 @pytest.mark.parametrize("dropout_rate", [0.0, 0.1])
-def test_microbatches_change_only_the_memory(dropout_rate):
+def test_taking_a_few_rows_at_once_changes_only_the_memory(dropout_rate):
     lengths = [4, 7]
     model, bank = Model(TINY, 2, 7), random_bank(lengths)
     optimizer = optim.over_slots(optim.adafactor, lengths, [0.3, 0.1])
-    batch = layout.pack(random_items(5, lengths), layout.Shape(48, 16, (8,)), 7)
     step = functools.partial(train_step, model=model, optimizer=optimizer, dropout_rate=dropout_rate)
     found = []
-    for parts in (1, 4):
+    for at_once in (None, 2):
+        batch = layout.pack(random_items(5, lengths), layout.Shape(48, 16, (12,), at_once=at_once), 7)
         state = start_state(bank, optimizer, [0, 1])
-        found.append(jax.jit(functools.partial(step, microbatches=parts))(state, random_params(), batch))
-    (one, metrics), (four, others) = found
+        found.append(jax.jit(functools.partial(step, at_once=at_once))(state, random_params(), batch))
+    (whole, metrics), (parts, others) = found
     np.testing.assert_allclose(metrics["loss"], others["loss"], rtol=1e-5)
-    np.testing.assert_allclose(one.trainable["prompt"]["bank"], four.trainable["prompt"]["bank"], rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(
+        whole.trainable["prompt"]["bank"], parts.trainable["prompt"]["bank"], rtol=1e-4, atol=1e-4
+    )
+
+
+def test_rows_taken_together_stand_on_every_device_and_empty_parts_come_last():
+    items = [layout.Item(np.full(8, 5, np.int32), [np.array([6, 1], np.int32)], 0, n) for n in range(10)]
+    shape = layout.plan([items], (8, 2), packing=False, multiple=2, at_once=3)
+    assert (shape.at_once, shape.rows) == (4, (12,))
+    filled = layout.pack(items, shape).encoder_segments[:, 0].reshape(4, 3).T  # [part, row of the part]
+    assert filled.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 0, 0]]
+    assert layout.pack(items[:7], shape).padding(shape) == pytest.approx(1 - 7 * 8 / (8 * 16))
+
+
+def test_a_batch_of_fewer_rows_runs_the_same_program():
+    optimizer, shape = optim.over_slots(optim.adafactor, [7], [0.3]), layout.Shape(48, 16, (12,), at_once=2)
+    step = functools.partial(train_step, model=Model(TINY, 1, 7), optimizer=optimizer, at_once=2)
+    program = jax.jit(step)
+    state = start_state(random_bank([7]), optimizer, [0])
+    for count in (12, 3):
+        items = random_items(count, [7])
+        given = layout.pack(items, shape, 7, examples=12)._replace(target_examples=np.zeros(12, np.int32))
+        program(state, random_params(), given)
+    assert program._cache_size() == 1
 
 
 def flops(function, *args) -> float:

@@ -4,6 +4,7 @@ import abc
 import itertools
 import queue
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
@@ -137,8 +138,8 @@ def _drawn(mixture: Mixture) -> list[tuple[Task, float]]:
     return [(task, rate) for task, rate in zip(mixture.tasks, mixture.rates, strict=True) if rate > 0]
 
 
-def prefetched(make: Callable[[int], Batch], first: int, last: int) -> Generator[tuple[int, Batch], None, None]:
-    """(n, make(n)) for n from `first` to `last - 1`, made by a thread that stays `PREFETCH` ahead."""
+def prefetched(make: Callable[[int], Batch], first: int, last: int) -> Generator[tuple[int, Batch, float], None, None]:
+    """(n, make(n), seconds waited for it) for n from `first` to `last - 1`, by a thread that stays `PREFETCH` ahead."""
     ready: queue.Queue = queue.Queue(PREFETCH)
     closed = threading.Event()
 
@@ -162,9 +163,12 @@ def prefetched(make: Callable[[int], Batch], first: int, last: int) -> Generator
     thread = threading.Thread(target=work, daemon=True, name="layout")
     thread.start()
     try:
-        while (thing := ready.get()) is not None:
+        while True:
+            asked = time.monotonic()
+            if (thing := ready.get()) is None:
+                return
             if isinstance(thing, BaseException):
                 raise thing
-            yield thing
+            yield *thing, time.monotonic() - asked
     finally:
         closed.set()

@@ -120,6 +120,7 @@ class Run:
     dropout_rate: float = 0.1
     packing: bool = True
     rows_at_once: int | None = None
+    remat: bool = False
     eval_period: int = 1000
     eval_batch_size: int = 64
     predict: infer.Predict | None = None
@@ -160,7 +161,8 @@ class Opened:
 
     @functools.cached_property
     def model(self) -> Model:
-        return Model(self.base.config, len(self.slots), max(slot.length for slot in self.slots))
+        config = dataclasses.replace(self.base.config, remat=self.run.remat)
+        return Model(config, len(self.slots), max(slot.length for slot in self.slots))
 
     @property
     def labels(self) -> list[tuple[str, ...]]:

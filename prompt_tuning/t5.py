@@ -32,6 +32,7 @@ class T5Config:
     logits_via_embedding: bool = False  # T5 1.0 ties the output to the embedding table
     shared_relative_bias: bool = True  # False: a table a layer, as in T5X's scalable_t5 and umT5
     dtype: Any = jnp.float32  # of activations
+    remat: bool = False  # backward computes each layer again instead of keeping what it saw
 
 
 def _norm(config: T5Config) -> RMSNorm:
@@ -87,7 +88,8 @@ class Encoder(nn.Module):
 
     def setup(self) -> None:
         self.relpos_bias = _bias(self.config, bidirectional=True, inside=False)
-        self.layers = [EncoderLayer(self.config, name=f"layers_{i}") for i in range(self.config.num_encoder_layers)]
+        layer = nn.remat(EncoderLayer) if self.config.remat else EncoderLayer
+        self.layers = [layer(self.config, name=f"layers_{i}") for i in range(self.config.num_encoder_layers)]
         self.encoder_norm = _norm(self.config)
 
     def __call__(
@@ -177,7 +179,8 @@ class Decoder(nn.Module):
 
     def setup(self) -> None:
         self.relpos_bias = _bias(self.config, bidirectional=False, inside=False)
-        self.layers = [DecoderLayer(self.config, name=f"layers_{i}") for i in range(self.config.num_decoder_layers)]
+        layer = nn.remat(DecoderLayer, methods=["__call__"]) if self.config.remat else DecoderLayer
+        self.layers = [layer(self.config, name=f"layers_{i}") for i in range(self.config.num_decoder_layers)]
         self.decoder_norm = _norm(self.config)
         if not self.config.logits_via_embedding:
             self.logits_dense = Dense(

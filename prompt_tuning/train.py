@@ -21,6 +21,7 @@ from prompt_tuning import configure, device, layout, optim, report, slots, split
 from prompt_tuning.batches import Feed, prefetched
 from prompt_tuning.checkpoint import Best, Checkpointer, Identity
 from prompt_tuning.log import Clock, Log, bytes_in_words
+from prompt_tuning.program import Program
 from prompt_tuning.run import Opened, Run, open_run
 from prompt_tuning.step import TrainState, train_step
 from prompt_tuning.tuning import Metrics  # and gin's names of the tunings
@@ -84,13 +85,12 @@ def _periods(
         train_step, model=opened.model, optimizer=optimizer, dropout_rate=run.dropout_rate, z_loss=run.z_loss,
         at_once=shape.at_once,
     )  # fmt: skip
-    places = jax.tree.map(lambda leaf: leaf.sharding, state), None
-    step = jax.jit(pure, donate_argnames="state", out_shardings=places, compiler_options=device.compiler_options())
-    window: list[tuple[Any, float]] = []
+    step = Program(pure, state, lambda line: log.say(line, "dim"))
+    window: list[tuple[Any, float, float]] = []
     with contextlib.closing(prefetched(lambda n: feed.batch(n, shape), first, run.train_steps)) as batches:
-        for n, batch in batches:
+        for n, batch, waited in batches:
             state, metrics = step(state, frozen, device.put_batch(batch, opened.mesh))
-            window.append((metrics, batch.padding(shape)))
+            window.append((metrics, batch.padding(shape), waited))
             done = n + 1
             if done == first + 1:
                 jax.block_until_ready(state)
@@ -168,8 +168,8 @@ def _ledger(opened: Opened, feed: Feed, shape: layout.Shape, state: TrainState, 
 def _log_window(log: Log, clock: Clock, opened: Opened, window: list, done: int, timed: int) -> None:
     """One line about the steps since the last one."""
     run = opened.run
-    losses = np.mean([np.asarray(metrics["loss"]) for metrics, _ in window], axis=0)
-    norms = np.mean([np.asarray(metrics["gradient_norm"]) for metrics, _ in window], axis=0)
+    metrics, padding, waited = zip(*window, strict=True)
+    losses, norms = (np.mean([np.asarray(m[name]) for m in metrics], axis=0) for name in ("loss", "gradient_norm"))
     seconds = clock.window(timed)
     names = [slot.name for slot in opened.slots]
     rate = opened.slots[0].learning_rate * float(run.schedule(np.float32(done - 1)))
@@ -178,7 +178,8 @@ def _log_window(log: Log, clock: Clock, opened: Opened, window: list, done: int,
         "gradient_norm": dict(zip(names, norms.tolist(), strict=True)),
         "learning_rate": rate,
         "examples_per_second": timed * run.batch_size * len(names) / seconds if timed else None,
-        "padding": float(np.mean([padding for _, padding in window])),
+        "padding": float(np.mean(padding)),
+        "waiting": sum(waited[-timed:]) / seconds if timed else None,  # for input, as a share of the time
         "memory": device.peak_memory(),
     }
     log.train(done, run.train_steps, record, clock.left(run.train_steps - done))

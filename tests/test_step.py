@@ -1,5 +1,6 @@
 """The training step: exact under packing, exact over slots, and nothing but the prompt changes."""
 
+import dataclasses
 import functools
 
 import jax
@@ -132,6 +133,18 @@ def test_a_batch_of_fewer_rows_runs_the_same_program():
         given = layout.pack(items, shape, 7, examples=12)._replace(target_examples=np.zeros(12, np.int32))
         program(state, random_params(), given)
     assert program._cache_size() == 1
+
+
+def test_computing_layers_again_changes_only_the_memory():
+    optimizer = optim.over_slots(optim.adafactor, [7], [0.3])
+    batch = layout.pack(random_items(4, [7]), layout.Shape(48, 16, (4,)), 7)
+    found = []
+    for remat in (False, True):
+        model = Model(dataclasses.replace(TINY, remat=remat), 1, 7)
+        state = start_state(random_bank([7]), optimizer, [0])
+        step = jax.jit(functools.partial(train_step, model=model, optimizer=optimizer))
+        found.append(step(state, random_params(), batch)[0].trainable["prompt"]["bank"])
+    np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-5)
 
 
 def flops(function, *args) -> float:

@@ -1,0 +1,49 @@
+"""The training step as compiled programs, one for each number of rows; how much memory it takes is known beforehand."""
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+
+from prompt_tuning import device, split
+from prompt_tuning.layout import Batch
+from prompt_tuning.log import bytes_in_words
+from prompt_tuning.step import TrainState
+
+
+class Program:
+    """`pure(state, frozen, batch)` compiled; the state stays where it is, and its buffers are used again.
+
+    `say` is told of every compilation, so that one that nobody expected is seen.
+    """
+
+    def __init__(
+        self, pure: Callable[..., tuple[TrainState, Any]], state: TrainState, say: Callable[[str], None]
+    ) -> None:
+        places = jax.tree.map(lambda leaf: leaf.sharding, state), None
+        options = device.compiler_options()
+        self._step = jax.jit(pure, donate_argnames="state", out_shardings=places, compiler_options=options)
+        self._compiled: dict[int, Any] = {}
+        self._say = say
+
+    def __call__(self, state: TrainState, frozen: split.Params, batch: Batch) -> tuple[TrainState, Any]:
+        """The next state and the step's metrics."""
+        rows = len(batch.encoder_tokens)
+        if rows not in self._compiled:
+            self._compiled[rows] = self._compile(state, frozen, batch)
+        return self._compiled[rows](state, frozen, batch)
+
+    def _compile(self, state: TrainState, frozen: split.Params, batch: Batch) -> Any:
+        started, again = time.monotonic(), " again" if self._compiled else ""
+        compiled = self._step.lower(state, frozen, batch).compile()
+        seconds, memory = time.monotonic() - started, bytes_in_words(needed(compiled))
+        self._say(f"compiled{again} for {len(batch.encoder_tokens)} rows in {seconds:.0f} s; a step needs {memory}")
+        return compiled
+
+
+def needed(compiled: Any) -> int:
+    """Bytes on each device while a program runs: what it is given, what it makes, and what it computes on the way."""
+    found = compiled.memory_analysis()
+    given_and_made = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
+    return int(given_and_made + found.temp_size_in_bytes)

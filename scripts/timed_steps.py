@@ -1,0 +1,105 @@
+"""Times steps of prompt tuning on a random T5: what scripts/bench.py and scripts/bench_device.py have in common.
+
+Text is token ids drawn to the lengths of SST-2, RTE and BoolQ. FLOP/s are those of the tokens and prompts alone,
+padding not counted, over the peak of a matrix product timed in the same process. Needs no TensorFlow, SeqIO or network.
+"""
+
+import dataclasses
+import functools
+import statistics
+import time
+from collections.abc import Sequence
+
+import gin
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from prompt_tuning import configure, cost, device, layout, optim
+from prompt_tuning.base import random_base
+from prompt_tuning.layout import Item
+from prompt_tuning.program import needed
+from prompt_tuning.step import Model, TrainState, train_step
+from prompt_tuning.t5 import T5Config
+
+PROMPT, TARGET = 100, 3
+LENGTHS = {"sst2": (2.0, 13.0), "rte": (2.2, 75.0), "boolq": (3.5, 155.0)}  # shape and mean of a gamma, in tokens
+LONGEST = 412  # with the prompt, the 512 positions the papers pad to
+
+
+def t5_1_1(size: str) -> T5Config:
+    """small, base, large, xl or xxl, in the type that frozen weights have on this machine."""
+    gin.clear_config()
+    gin.parse_config_file(str(configure.gin_folder() / f"models/t5_1_1_{size}.gin"))
+    return T5Config(dtype=device.frozen_dtype())
+
+
+def draw(text: str, count: int, seed: int) -> np.ndarray:
+    """Input lengths in tokens, EOS included."""
+    shape, mean = LENGTHS[text]
+    drawn = np.random.default_rng([seed, len(text)]).gamma(shape, mean / shape, count)
+    return np.clip(np.round(drawn), 4, LONGEST).astype(int)
+
+
+def measure(
+    config: T5Config, text: str, batch: int, slots: int, steps: int, rows_at_once: int | None = None
+) -> dict[str, float]:
+    """Mean over `steps` steps, after a first one, of `slots` prompts that are each trained on `batch` examples."""
+    groups = [_items(text, batch, slots, step) for step in range(steps + 1)]
+    longest = max(item.length for group in groups for item in group), TARGET
+    shape = layout.plan(groups, longest, at_once=rows_at_once or device.rows_at_once)
+    shape = shape if shape.at_once else dataclasses.replace(shape, rows=shape.rows[-1:])
+    batches = [layout.pack(group, shape, PROMPT) for group in groups]
+    state, optimizer = _start(config, slots)
+    frozen = jax.tree.map(lambda leaf: leaf.astype(config.dtype), random_base(config, 0).params)
+    pure = functools.partial(train_step, model=Model(config, slots, PROMPT), optimizer=optimizer, at_once=shape.at_once)
+    started = time.perf_counter()
+    step = jax.jit(pure, donate_argnums=0, compiler_options=device.compiler_options())
+    step = step.lower(state, frozen, batches[0]).compile()
+    compile_s = time.perf_counter() - started
+    state, _ = jax.block_until_ready(step(state, frozen, batches[0]))
+    seconds, peaks = [], []
+    for one in batches[1:]:
+        started = time.perf_counter()
+        state, _ = jax.block_until_ready(step(state, frozen, one))
+        seconds.append(time.perf_counter() - started)
+        peaks.append(_peak(config))
+    work = [sum(2 * cost.forward_flops(config, i.length, i.target_length) for i in group) for group in groups[1:]]
+    tokens = [sum(len(i.inputs) for i in group) for group in groups[1:]]
+    second, peak = statistics.fmean(seconds), statistics.median(peaks)
+    return {
+        "examples_per_s": slots * batch / second, "tokens_per_s": statistics.fmean(tokens) / second,
+        "padding": statistics.fmean(one.padding(shape) for one in batches[1:]),
+        "gflops": statistics.fmean(work) / second / 1e9, "of_peak": statistics.fmean(work) / second / peak,
+        "memory_gib": (device.peak_memory() or 0) / 2**30, "planned_gib": needed(step) / 2**30, "compile_s": compile_s,
+        "save_kb": sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e3, "seconds": second,
+        "peak_gflops": peak / 1e9,
+    }  # fmt: skip
+
+
+def _start(config: T5Config, slots: int) -> tuple[TrainState, optim.Optimizer]:
+    drawn = np.random.default_rng(0).normal(size=(slots, PROMPT, config.emb_dim))
+    bank = {"prompt": {"bank": jnp.asarray(drawn, jnp.float32)}}
+    optimizer = optim.over_slots(optim.adafactor, [PROMPT] * slots, [0.3] * slots)
+    keys = jax.vmap(lambda n: jax.random.key_data(jax.random.key(n)))(jnp.arange(slots))
+    return TrainState(bank, optimizer.init(bank), jnp.zeros((), jnp.int32), keys), optimizer
+
+
+def _items(text: str, batch: int, slots: int, step: int) -> Sequence[Item]:
+    rng = np.random.default_rng(step)
+    ids = lambda length: rng.integers(2, 32000, length).astype(np.int32)
+    return [
+        Item(ids(length), [ids(TARGET)], k, n, PROMPT)
+        for k in range(slots)
+        for n, length in enumerate(draw(text, batch, step * slots + k))
+    ]
+
+
+def _peak(config: T5Config) -> float:
+    """FLOP/s of a large matrix product, now."""
+    a, b, c = (4096, 2048, 2048) if jax.default_backend() == "cpu" else (16384, 8192, 8192)
+    left, right, product = jnp.ones((a, b), config.dtype), jnp.ones((b, c), config.dtype), jax.jit(jnp.dot)
+    product(left, right).block_until_ready()
+    started = time.perf_counter()
+    product(left, right).block_until_ready()
+    return 2.0 * a * b * c / (time.perf_counter() - started)

@@ -151,7 +151,7 @@ def measure(size: str, text: str, batch: int, slots: int, steps: int, microbatch
     }
     optimizer = optim.over_slots(optim.adafactor, [PROMPT] * slots, [0.3] * slots)
     keys = jax.vmap(lambda n: jax.random.key_data(jax.random.key(n)))(jnp.arange(slots))
-    state = TrainState(bank, optimizer.init(bank), jnp.zeros((), jnp.int32), keys)
+    state = TrainState(bank, optimizer.init(bank), jnp.zeros((), jnp.int32), keys, jnp.zeros(slots, jnp.int32))
     frozen = random_base(config, 0).params
     model = Model(config, slots, PROMPT)
     pure = functools.partial(train_step, model=model, optimizer=optimizer, microbatches=microbatches)

@@ -39,6 +39,10 @@ class Feed(abc.ABC):
     def described(self) -> str:
         """What there is, in words."""
 
+    @abc.abstractmethod
+    def told(self, step: int, slot: int) -> str:
+        """Which examples a slot has in a step, in words."""
+
     def plan(self) -> layout.Shape:
         """The rows that the run's batches are packed into, planned from its first ones."""
         sample = [self.items(step) for step in range(SAMPLED)]
@@ -71,6 +75,10 @@ class TrainingData(Feed):
             for n, (t, i) in enumerate(order(step * self.run.batch_size, self.run.batch_size)):
                 made.append(Item(sets[t].inputs[i], [sets[t].targets[i]], k, n, slot.length, slot.placement))
         return made
+
+    def told(self, step: int, slot: int) -> str:
+        drawn, sets = self.orders[slot](step * self.run.batch_size, self.run.batch_size), self.sets[slot]
+        return "training examples, from 0: " + ", ".join(f"{sets[t].task} {i}" for t, i in drawn)
 
     @property
     def longest(self) -> tuple[int, int]:
@@ -116,6 +124,10 @@ class StreamedData(Feed):
         if step < SAMPLED:
             self._planned[step] = taken
         return taken
+
+    def told(self, step: int, slot: int) -> str:
+        size = self.run.batch_size
+        return f"examples {step * size} to {step * size + size - 1} of the stream, from 0"
 
     def first(self, count: int) -> list[Item]:
         """The first examples of a split that ends."""

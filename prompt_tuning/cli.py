@@ -38,7 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     except UserError as error:
         return _complain(str(error))
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR):
+        if error.errno not in (
+            errno.ENOSPC,
+            errno.EDQUOT,
+            errno.EFBIG,
+            errno.EACCES,
+            errno.EROFS,
+            errno.EPERM,
+            errno.ENOTDIR,
+        ):
             raise
         what = f" ({error.filename})" if error.filename else ""
         return _complain(f"{error.strerror}{what}. Nothing that was saved before is lost: free the disk or choose another MODEL_DIR, and type the same command to go on.")  # fmt: skip # noqa: E501
@@ -208,6 +216,22 @@ def _quickstart(argv: list[str]) -> int:
     return quickstart.main(argv)
 
 
+def _doctor(argv: list[str]) -> int:
+    parser = _gin_parser(
+        "doctor",
+        "Looks at a run before or after it, or at trained prompts: gradients, labels, scales, learning rate, answers.\n"
+        "Writes nothing; the exit code is 1 if something is bad.",
+    )
+    parser.add_argument("--prompt", action="append", default=[], metavar="FILE", help="look at this prompt; may be repeated")  # fmt: skip # noqa: E501
+    if _asks_for_help(parser, argv):
+        return 0
+    options = _parse_gin(parser, argv)
+    from prompt_tuning import doctor
+    from prompt_tuning.run import Run
+
+    return doctor.main(Run(), options.prompt)
+
+
 def _library(argv: list[str]) -> int:
     from prompt_tuning import library
 
@@ -243,6 +267,7 @@ COMMANDS: dict[str, tuple[str, Callable[[list[str]], int]]] = {
     "quickstart": ("see it work: a prompt against training the whole model, in minutes", _quickstart),
     "train": ("tune prompts for a frozen T5, or a whole model, from gin files", _train),
     "eval": ("score a run's best prompts, or prompt files, on a split", _eval),
+    "doctor": ("look for what keeps a run or a prompt from learning; writes nothing", _doctor),
     "infer": ("answer texts with a trained prompt", _infer),
     "serve": ("answer texts over HTTP, with every prompt of a folder", _serve),
     "export": ("write a prompt as npy, safetensors, PEFT folder, T5X tree or StableHLO", _export),

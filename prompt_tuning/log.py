@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from prompt_tuning import quiet
+from prompt_tuning import prompt_file, quiet
 
 COLUMNS = ("step", "loss", "lr", "examples/s", "padding", "memory", "left")
 WIDTHS = (13, 9, 9, 11, 8, 10, 9)
@@ -37,12 +37,15 @@ def time_in_words(seconds: float) -> str:
 class Log:
     """Console lines, `metrics.jsonl` and TensorBoard events of one run."""
 
-    def __init__(self, folder: Path, resumed_at: int = 0, out: TextIO | None = None) -> None:
-        """Records of `folder/metrics.jsonl` behind step `resumed_at` are dropped: they will be made again."""
+    def __init__(self, folder: Path, resumed_at: int = 0, evaluated: bool = True, out: TextIO | None = None) -> None:
+        """Records of `folder/metrics.jsonl` behind step `resumed_at` are dropped: they will be made again.
+
+        So is that step's evaluation, unless what resumes was saved with it (`evaluated`).
+        """
         self.out = out or sys.stdout
         self.colour = self.out.isatty() and "NO_COLOR" not in os.environ
         self.path = folder / "metrics.jsonl"
-        _cut(self.path, resumed_at)
+        _cut(self.path, resumed_at, evaluated)
         self._file = self.path.open("a", encoding="utf-8")
         self._board = _tensorboard(folder)
         self._lines = 0
@@ -63,7 +66,7 @@ class Log:
         if self._lines % 20 == 0:
             self.say(" ".join(f"{name:>{width}}" for name, width in zip(COLUMNS, WIDTHS, strict=True)), "dim")
         self._lines += 1
-        losses = list(record["loss"].values())
+        losses = [loss for loss in record["loss"].values() if loss is not None] or [math.nan]
         cells = (
             f"{step}/{total}",
             f"{math.fsum(losses) / len(losses):.4f}",
@@ -97,18 +100,19 @@ class Log:
             self._board.close()
 
 
-def _cut(path: Path, step: int) -> None:
+def _cut(path: Path, step: int, evaluated: bool) -> None:
     if path.exists():
         kept = []
-        for line in path.read_text("utf-8").splitlines(keepends=True):
+        for line in path.read_bytes().splitlines(keepends=True):
             try:
-                if line.endswith("\n") and json.loads(line)["step"] <= step:
+                record = json.loads(line)
+                again = record["step"] == step and "eval" in record and not evaluated
+                if line.endswith(b"\n") and record["step"] <= step and not again:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 continue  # a line that a kill cut short
-        temporary = path.with_name(f".{path.name}")
-        temporary.write_text("".join(kept), "utf-8")
-        temporary.replace(path)
+        with prompt_file.replacing(path) as file:
+            file.write(b"".join(kept))
 
 
 def _scalars(record: Mapping[str, Any], prefix: str = "") -> Any:

@@ -1,5 +1,6 @@
 """The paper's Adafactor, and any optimizer over the slots of a bank as if each slot were alone."""
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 MakeOptimizer = Callable[[Any], optax.GradientTransformation]  # from a learning rate
 Schedule = Callable[[Any], Any]  # step -> factor on the learning rate
@@ -70,10 +71,14 @@ def inverse_square_root(step: Any, warmup: int = 10_000) -> Any:
 
 
 class Optimizer(NamedTuple):
-    """`init(trainable)` and `update(gradient, state, trainable, step) -> (trainable, state)`."""
+    """`init(trainable)`, `update(gradient, state, trainable, step) -> (trainable, state)`, and what becomes of a slot.
+
+    `choose(slots, new, old)` is `new`, a pair as `update` returns it, in `slots[K]` and `old` in all others.
+    """
 
     init: Callable[[Any], Any]
     update: Callable[[Any, Any, Any, Any], tuple[Any, Any]]
+    choose: Callable[[Bool[Array, "K"], tuple[Any, Any], tuple[Any, Any]], tuple[Any, Any]]
 
 
 def whole(make: MakeOptimizer, learning_rate: float, schedule: Schedule = constant_schedule) -> Optimizer:
@@ -83,7 +88,10 @@ def whole(make: MakeOptimizer, learning_rate: float, schedule: Schedule = consta
         updates, state = make(learning_rate * schedule(step)).update(gradient, state, trainable)
         return optax.apply_updates(trainable, updates), state
 
-    return Optimizer(make(learning_rate).init, update)
+    def choose(slots: Bool[Array, "K"], new: tuple[Any, Any], old: tuple[Any, Any]) -> tuple[Any, Any]:
+        return jax.tree.map(functools.partial(jnp.where, slots[0]), new, old)
+
+    return Optimizer(make(learning_rate).init, update, choose)
 
 
 def over_slots(
@@ -111,4 +119,9 @@ def over_slots(
             bank = bank.at[slots, :n].set(optax.apply_updates(prompts, updates))
         return {"prompt": {"bank": bank}}, new_state
 
-    return Optimizer(init, update)
+    def choose(slots: Bool[Array, "K"], new: tuple[Any, Any], old: tuple[Any, Any]) -> tuple[Any, Any]:
+        of = lambda mask: lambda x, y: jnp.where(mask.reshape(-1, *[1] * (x.ndim - 1)), x, y)
+        states = {str(n): jax.tree.map(of(slots[group]), new[1][str(n)], old[1][str(n)]) for n, group in groups.items()}
+        return jax.tree.map(of(slots), new[0], old[0]), states
+
+    return Optimizer(init, update, choose)

@@ -1,6 +1,7 @@
 """A prompt on disk: npy as the authors' code writes it, or safetensors with a card that says what it is."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import re
@@ -14,6 +15,7 @@ from safetensors.numpy import save
 from prompt_tuning.errors import UserError, nearest
 
 BARE = "encoder.prompt.prompt.prompt"  # a step's prompt, called as the authors' code calls it
+SEAL = "sha256"  # of the vectors and the card, in a file that this project wrote
 MAX_BYTES = 1 << 30  # a prompt is kilobytes; anything near this is another kind of file
 
 
@@ -52,7 +54,8 @@ def save_npy(path: Path, vectors: np.ndarray) -> None:
 def save_safetensors(path: Path, prompt: Prompt) -> None:
     """The vectors as `prompt` and the card as metadata, written whole or not at all."""
     card = {k: json.dumps(v) for k, v in dataclasses.asdict(prompt.card).items()}
-    data = save({"prompt": np.ascontiguousarray(prompt.vectors, np.float32)}, metadata=card)
+    vectors = np.ascontiguousarray(prompt.vectors, np.float32)
+    data = save({"prompt": vectors}, metadata=card | {SEAL: _seal(vectors, card)})
     with replacing(path) as file:
         file.write(data)
 
@@ -136,9 +139,20 @@ def _load_safetensors(path: Path) -> Prompt:
             name = "prompt" if "prompt" in names else names[0] if len(names) == 1 else None
             if name is None:
                 raise UserError(f"{path} holds the tensors {names}; a prompt file holds one, called 'prompt'.")
-            return Prompt(file.get_tensor(name), _card(path, file.metadata() or {}))
+            vectors, metadata = file.get_tensor(name), file.metadata() or {}
     except (SafetensorError, TypeError, KeyError) as error:
         raise UserError(f"{path} is not a readable .safetensors file ({error}).") from error
+    if metadata.get(SEAL, _seal(vectors, metadata)) != _seal(vectors, metadata):
+        raise UserError(
+            f"The prompt {path} is damaged: its contents are not those that were written (SHA-256). Copy it again, or"
+            " take the prompt of a step, RUN@STEP."
+        )
+    return Prompt(vectors, _card(path, metadata))
+
+
+def _seal(vectors: np.ndarray, card: dict[str, str]) -> str:
+    told = json.dumps({k: v for k, v in card.items() if k != SEAL}, sort_keys=True)
+    return hashlib.sha256(np.ascontiguousarray(vectors).tobytes() + told.encode()).hexdigest()
 
 
 def _card(path: Path, metadata: dict[str, str]) -> Card:
@@ -158,7 +172,7 @@ class replacing:
 
     def __enter__(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, self.temporary = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
+        handle, self.temporary = tempfile.mkstemp(".part", f".{self.path.name}.", self.path.parent)
         self.file = os.fdopen(handle, "wb")
         return self.file
 

@@ -1,6 +1,7 @@
 """Pictures of a run: the curves of metrics.jsonl."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,8 @@ def comparison(folder: Path, runs: Mapping[str, str], levels: Mapping[str, float
 def _read(folder: Path) -> tuple[list[Point], list[Point], set[str]]:
     """Losses and mean metrics at their steps, and what the metrics are called."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-    losses = [(r["step"], r["loss"]) for r in records if "loss" in r]
+    seen = lambda loss: math.nan if loss is None else loss
+    losses = [(r["step"], {k: seen(v) for k, v in r["loss"].items()}) for r in records if "loss" in r]
     found = [(r["step"], r["eval"]) for r in records if "eval" in r]
     scores = [(step, {name: mean_metric(m) for name, m in slots.items()}) for step, slots in found]
     return losses, scores, {name for _, slots in found for m in slots.values() for name in m}

@@ -158,6 +158,7 @@ class Opened:
     mesh: Mesh
     slots: tuple[Slot, ...]
     mixtures: tuple[Mixture, ...]  # one a slot; slots of one task share it
+    progress: Callable = lambda batches, total: batches  # what the batches of an evaluation are passed through
 
     @functools.cached_property
     def model(self) -> Model:
@@ -191,12 +192,11 @@ class Opened:
         return [[(task, task.load(split)) for task in mixture.tasks if of in task.splits or len(mixture.tasks) == 1]
                 for mixture in self.mixtures]  # fmt: skip
 
-    def answerer(self, progress: Callable | None = None) -> infer.Answerer:
+    def answerer(self) -> infer.Answerer:
         """The slots, ready to predict."""
-        extra: dict[str, Any] = {"progress": progress} if progress else {}
         return infer.Answerer(
             self.model, self.slots, self.labels, self.vocabulary, self.mesh, self.run.eval_batch_size,
-            self.run.data.lengths["targets"], self.run.packing, **extra,
+            self.run.data.lengths["targets"], self.run.packing, progress=self.progress,
         )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int, UInt32
+from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from prompt_tuning import loss, split
 from prompt_tuning.layers import Dropout, Stream
@@ -15,6 +15,9 @@ from prompt_tuning.layout import Batch
 from prompt_tuning.optim import Optimizer
 from prompt_tuning.prompt import PromptBank
 from prompt_tuning.t5 import T5, T5Config
+
+RUNAWAY = 1e15  # a prompt with a number beyond this would overflow in the squares of the first norm
+GIVEN_UP = 10  # unsound steps in a row after which a slot is left as it is
 
 
 @struct.dataclass
@@ -25,6 +28,7 @@ class TrainState:
     opt_state: Any
     step: Int[Array, ""]  # from 0
     rng: UInt32[Array, "K 2"]  # key data of each slot
+    failures: Int[Array, "K"]  # unsound steps of each slot in a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,14 +96,17 @@ def train_step(
     dropout_rate: float = 0.1,
     z_loss: float = 1e-4,
     at_once: int | None = None,
-) -> tuple[TrainState, dict[str, Float[Array, "K"]]]:
+) -> tuple[TrainState, dict[str, Array]]:
     """One update of what is trainable; a slot's gradient comes from its own examples only.
 
     With `at_once`, which divides R, so many rows go through the model at a time, for less memory and less padding:
-    parts of the batch that hold no example are not computed. The metrics are each slot's mean loss a target token and
-    the norm of its gradient.
+    parts of the batch that hold no example are not computed. The metrics are each slot's mean loss a target token, the
+    norm of its gradient, whether it took the step, and how many in a row it did not: one whose loss, gradient or new
+    prompt is no finite number stays as it was, for good after GIVEN_UP times.
     """
     dropout = dropout_of(state, batch, dropout_rate)
+    sane = _sane(state.trainable, model.slots)
+    start = _without(~sane, state.trainable)
 
     def total(trainable: split.Params, part: Batch) -> tuple[Float[Array, ""], Any]:
         params = split.merge(trainable, frozen)
@@ -108,16 +115,41 @@ def train_step(
 
     differentiate = jax.grad(total, has_aux=True)
     if at_once is None or at_once == len(batch.encoder_tokens):
-        gradient, (losses, tokens) = differentiate(state.trainable, batch)
+        gradient, (losses, tokens) = differentiate(start, batch)
     else:
         part, parts = _in_parts(batch, at_once)
         none = jnp.zeros((model.slots,))
         zero = jax.tree.map(jnp.zeros_like, state.trainable), (none, none)
-        add = lambda i, sums: jax.tree.map(jnp.add, sums, differentiate(state.trainable, part(i)))
+        add = lambda i, sums: jax.tree.map(jnp.add, sums, differentiate(start, part(i)))
         gradient, (losses, tokens) = jax.lax.fori_loop(0, parts, add, zero)
-    trainable, opt_state = optimizer.update(gradient, state.opt_state, state.trainable, state.step)
-    new = dataclasses.replace(state, trainable=trainable, opt_state=opt_state, step=state.step + 1)
-    return new, {"loss": losses / jnp.maximum(tokens, 1), "gradient_norm": _slot_norms(gradient, model.slots)}
+    mean, norm = losses / jnp.maximum(tokens, 1), _slot_norms(gradient, model.slots)
+    new = optimizer.update(gradient, state.opt_state, start, state.step)
+    sound = sane & jnp.isfinite(mean) & jnp.isfinite(norm) & _sane(new[0], model.slots)
+    took = sound & (state.failures < GIVEN_UP)
+    trainable, opt_state = optimizer.choose(took, new, (state.trainable, state.opt_state))
+    failures = jnp.where(took, 0, state.failures + 1)
+    metrics = {"loss": jnp.where(sane, mean, jnp.nan), "gradient_norm": norm, "took": took, "failures": failures}
+    return dataclasses.replace(
+        state, trainable=trainable, opt_state=opt_state, step=state.step + 1, failures=failures
+    ), metrics
+
+
+def _sane(trainable: split.Params, slots: int) -> Bool[Array, "K"]:
+    """Whether each slot's prompt may enter the model.
+
+    Slots share rows, and what is not finite would reach the others there: a weight of 0 times infinity is no 0.
+    """
+    if "prompt" not in trainable:
+        return jnp.ones((slots,), bool)
+    return jnp.abs(trainable["prompt"]["bank"]).max((1, 2)) < RUNAWAY  # false for NaN
+
+
+def _without(slots: Bool[Array, "K"], trainable: split.Params) -> split.Params:
+    """Zeros for the prompts of `slots`."""
+    if "prompt" not in trainable:
+        return trainable
+    bank = trainable["prompt"]["bank"]
+    return trainable | {"prompt": {"bank": jnp.where(slots[:, None, None], 0.0, bank)}}
 
 
 def _in_parts(batch: Batch, rows: int) -> tuple[Callable[[Any], Batch], Int[Array, ""]]:

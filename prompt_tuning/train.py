@@ -6,9 +6,7 @@ python -m prompt_tuning.train --gin_file=runs/sst2_small.gin --gin.MODEL_DIR=run
 import contextlib
 import dataclasses
 import functools
-import signal
 import sys
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -17,13 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import configure, device, layout, optim, report, slots, split
+from prompt_tuning import configure, device, layout, optim, prompt_file, report, run_folder, slots, split
 from prompt_tuning.batches import Feed, prefetched
-from prompt_tuning.checkpoint import Best, Checkpointer, Identity
+from prompt_tuning.checkpoint import Best, Checkpointer, Identity, Restored
+from prompt_tuning.errors import UserError
 from prompt_tuning.log import Clock, Log, bytes_in_words
+from prompt_tuning.preemption import Interrupted, Stop
 from prompt_tuning.program import Program
 from prompt_tuning.run import Opened, Run, open_run
-from prompt_tuning.step import TrainState, train_step
+from prompt_tuning.step import GIVEN_UP, TrainState, train_step
 from prompt_tuning.tuning import Metrics  # and gin's names of the tunings
 
 
@@ -38,49 +38,74 @@ class Result:
 
 def train(run: Run) -> Result:
     """Trains every slot of `run`, evaluating and saving every EVAL_PERIOD steps; goes on from the newest checkpoint."""
+    with Stop() as stop:
+        return _train(run, stop)
+
+
+def _train(run: Run, stop: Stop) -> Result:
     clock, way = Clock(), run.tuning
-    opened = open_run(run)
+    opened = dataclasses.replace(open_run(run), progress=stop.leaving)
     optimizer, feed, evaluate = way.optimizer(opened), way.feed(opened), way.evaluator(opened)
-    state, frozen = _first_state(opened, optimizer)
+    state, frozen = first_state(opened, optimizer)
     best = Best.none(way.kept(state.trainable), len(opened.slots))
     identity = Identity(opened.base.digest, _settings(opened))
 
-    run.folder.mkdir(parents=True, exist_ok=True)
-    with contextlib.closing(Checkpointer(run.folder)) as checkpointer, device.on(opened.mesh), _stop_signal() as stop:
-        if checkpointer.latest is not None:
-            state, best = checkpointer.restore(state, best, identity)
-        (run.folder / "config.gin").write_text(gin.operative_config_str(), "utf-8")
-        with contextlib.closing(Log(run.folder, int(state.step))) as log:
-            periods = _periods(opened, feed, optimizer, state, frozen, log, clock, stop)
-            for state, stopped in periods:
-                done = int(state.step)
-                if not stopped:
-                    metrics, scores = evaluate(split.merge(state.trainable, frozen))
-                    best = best.updated(way.kept(state.trainable), scores, done)
-                    _log_evaluation(log, opened, metrics, best, done)
+    with run_folder.held(run.folder), contextlib.closing(Checkpointer(run.folder)) as saved, device.on(opened.mesh):
+        start = Restored(state, best, evaluated=True) if saved.latest is None else saved.restore(state, best, identity)
+        state, best = start.state, start.best
+        with prompt_file.replacing(run.folder / "config.gin") as file:
+            file.write(gin.operative_config_str().encode())
+        with contextlib.closing(Log(run.folder, int(state.step), start.evaluated)) as log:
+            for state, evaluates in _periods(opened, feed, optimizer, start, frozen, log, clock, stop):
+                done, cut_short = int(state.step), False
+                if evaluates:
+                    try:
+                        metrics, scores = evaluate(split.merge(state.trainable, frozen))
+                        best = best.updated(way.kept(state.trainable), scores, done)
+                        _log_evaluation(log, opened, metrics, best, done)
+                    except Interrupted:
+                        cut_short = True
                 log.flush()
-                checkpointer.save(state, best, identity)
-                way.save(opened, state.trainable, done)
-                if stopped:
-                    log.say(f"stopped at step {done} and saved; the same command goes on from there", "bold")
-                elif run.patience and done - best.step.max() >= run.patience * run.eval_period:
+                way.save(opened, state.trainable, done)  # before the checkpoint: what resumes from it saves it no more
+                saved.save(state, best, identity, evaluated=not cut_short)
+                if stop.is_set():
+                    break
+                if _out_of_patience(run, best, done):
                     log.say(f"no slot got better in {run.patience} evaluations: stopping early", "bold")
                     break
+            if stop.is_set():
+                log.say(f"stopped at step {int(state.step)} and saved; the same command goes on from there", "bold")
             for line in way.finish(opened, state, best):
                 log.say(line, "bold")
             log.flush()
             if picture := report.curves(run.folder):
                 log.say(f"curves in {picture}", "dim")
+    if (np.asarray(state.failures) >= GIVEN_UP).all():
+        raise UserError(
+            f"Nothing is left to train: every loss or gradient has been no finite number for {GIVEN_UP} steps."
+            " Lower LEARNING_RATE, set FROZEN_DTYPE=float32, or type prompt-tuning doctor with the same flags."
+        )
     return Result(int(state.step), best, tuple(slot.name for slot in opened.slots))
 
 
+def _out_of_patience(run: Run, best: Best, step: int) -> bool:
+    return run.patience is not None and step - best.step.max() >= run.patience * run.eval_period
+
+
 def _periods(
-    opened: Opened, feed: Feed, optimizer: optim.Optimizer, state: TrainState, frozen: split.Params,
-    log: Log, clock: Clock, stop: threading.Event,
+    opened: Opened, feed: Feed, optimizer: optim.Optimizer, start: Restored, frozen: split.Params,
+    log: Log, clock: Clock, stop: Stop,
 ) -> Iterator[tuple[TrainState, bool]]:  # fmt: skip
-    """(state, False) after every EVAL_PERIOD steps and the last one; (state, True) once, when `stop` is set."""
-    run, first, shape = opened.run, int(state.step), feed.plan()
+    """(state, True) after every EVAL_PERIOD steps and the last one, to evaluate; (state, False) where it ends early."""
+    run, state, shape = opened.run, start.state, feed.plan()
+    first = int(state.step)
+    for note in start.notes:
+        log.say(note, "bold")
     log.ledger(_ledger(opened, feed, shape, state, frozen))
+    if not start.evaluated:
+        yield state, True
+    if _out_of_patience(run, start.best, first):
+        return
     pure = functools.partial(
         train_step, model=opened.model, optimizer=optimizer, dropout_rate=run.dropout_rate, z_loss=run.z_loss,
         at_once=shape.at_once,
@@ -89,6 +114,8 @@ def _periods(
     window: list[tuple[Any, float, float]] = []
     with contextlib.closing(prefetched(lambda n: feed.batch(n, shape), first, run.train_steps)) as batches:
         for n, batch, waited in batches:
+            if n == first and stop.is_set():  # compiling would take long, and nothing is to be saved
+                return
             state, metrics = step(state, frozen, device.put_batch(batch, opened.mesh))
             window.append((metrics, batch.padding(shape), waited))
             done = n + 1
@@ -96,17 +123,17 @@ def _periods(
                 jax.block_until_ready(state)
                 log.say(f"first step after {clock.since_start():.0f} s", "dim")
                 clock.pause()  # compiling is not the pace of the run
-            stopped = stop.is_set()
+            stopped = stop.after(done)
             evaluates = done % run.eval_period == 0 or done == run.train_steps
             if done % run.log_period == 0 or evaluates or stopped:
                 timed = len(window) - (done == first + len(window))
-                _log_window(log, clock, opened, window, done, timed)
+                _log_window(log, clock, opened, feed, window, done, timed)
                 window = []
-            if evaluates and not stopped:
-                yield state, False
+                stopped = stopped or bool((np.asarray(state.failures) >= GIVEN_UP).all())
+            if evaluates or stopped:
+                yield state, evaluates
                 clock.pause()  # nor is evaluating
-            if stopped or stop.is_set():
-                yield state, True
+            if stopped:
                 return
 
 
@@ -119,13 +146,14 @@ def _log_evaluation(log: Log, opened: Opened, metrics: Metrics, best: Best, step
     log.record(step, {"eval": {slot.name: found for slot, found in zip(opened.slots, metrics, strict=True)}})
 
 
-def _first_state(opened: Opened, optimizer: optim.Optimizer) -> tuple[TrainState, split.Params]:
+def first_state(opened: Opened, optimizer: optim.Optimizer) -> tuple[TrainState, split.Params]:
     """The state before the first step, each leaf where it will stay, and the frozen parameters."""
     trainable, frozen = opened.run.tuning.start(opened)
     everywhere = functools.partial(device.put_everywhere, mesh=opened.mesh)
     rng, step = jnp.asarray(slots.rng_of(opened.slots)), jnp.zeros((), jnp.int32)
     opt_state = device.put_beside(optimizer.init(trainable), trainable, opened.mesh)
-    return TrainState(trainable, opt_state, everywhere(step), everywhere(rng)), frozen
+    failures = jnp.zeros(len(opened.slots), jnp.int32)
+    return TrainState(trainable, opt_state, everywhere(step), everywhere(rng), everywhere(failures)), frozen
 
 
 def _settings(opened: Opened) -> dict[str, Any]:
@@ -165,40 +193,45 @@ def _ledger(opened: Opened, feed: Feed, shape: layout.Shape, state: TrainState, 
     return rows
 
 
-def _log_window(log: Log, clock: Clock, opened: Opened, window: list, done: int, timed: int) -> None:
-    """One line about the steps since the last one."""
+def _log_window(log: Log, clock: Clock, opened: Opened, feed: Feed, window: list, done: int, timed: int) -> None:
+    """One line about the steps since the last one, and one for each slot that left some out."""
     run = opened.run
-    metrics, padding, waited = zip(*window, strict=True)
-    losses, norms = (np.mean([np.asarray(m[name]) for m in metrics], axis=0) for name in ("loss", "gradient_norm"))
+    every, padding, waited = zip(*window, strict=True)
+    read = {name: np.array([metrics[name] for metrics in every]) for name in every[0]}  # [steps K]
     seconds = clock.window(timed)
     names = [slot.name for slot in opened.slots]
     rate = opened.slots[0].learning_rate * float(run.schedule(np.float32(done - 1)))
     record = {
-        "loss": dict(zip(names, losses.tolist(), strict=True)),
-        "gradient_norm": dict(zip(names, norms.tolist(), strict=True)),
+        "loss": dict(zip(names, _means(read["loss"], read["took"]), strict=True)),
+        "gradient_norm": dict(zip(names, _means(read["gradient_norm"], read["took"]), strict=True)),
         "learning_rate": rate,
         "examples_per_second": timed * run.batch_size * len(names) / seconds if timed else None,
         "padding": float(np.mean(padding)),
         "waiting": sum(waited[-timed:]) / seconds if timed else None,  # for input, as a share of the time
         "memory": device.peak_memory(),
     }
+    if not read["took"].all():
+        record["left_out"] = _left_out(log, opened, feed, read["failures"], done)
     log.train(done, run.train_steps, record, clock.left(run.train_steps - done))
 
 
-class _stop_signal:
-    """Inside, SIGTERM and Ctrl-C ask for a stop after the running step instead of killing it."""
+def _means(values: np.ndarray, took: np.ndarray) -> list[float | None]:
+    """Each slot's mean over the steps it took; None if it took none."""
+    return [float(v[t].mean()) if t.any() else None for v, t in zip(values.T, took.T, strict=True)]
 
-    def __enter__(self) -> threading.Event:
-        event = threading.Event()
-        self._old = {}
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
-                self._old[number] = signal.signal(number, lambda *_: event.set())
-        return event
 
-    def __exit__(self, *error: object) -> None:
-        for number, handler in self._old.items():
-            signal.signal(number, handler)
+def _left_out(log: Log, opened: Opened, feed: Feed, failures: np.ndarray, done: int) -> dict[str, list[int]]:
+    """Says which examples a slot's first unsound step had, and when it is given up; the steps left out, by slot."""
+    first = done - len(failures) + 1
+    for k, slot in enumerate(opened.slots):
+        for step, count in enumerate(failures[:, k].tolist(), first):
+            if count == 1:
+                log.say(f"{slot.name}: step {step} left out, its loss, gradient or prompt was no finite number; {feed.told(step - 1, k)}", "bold")  # fmt: skip # noqa: E501
+            elif count == GIVEN_UP:
+                log.say(f"{slot.name}: {count} steps in a row left out; it stays as it was at step {step - count}. Lower its learning rate, or look at these examples.", "bold")  # fmt: skip # noqa: E501
+    told = (failures > 0) & (failures <= GIVEN_UP)
+    missing = {slot.name: (np.flatnonzero(told[:, k]) + first).tolist() for k, slot in enumerate(opened.slots)}
+    return {name: steps for name, steps in missing.items() if steps}
 
 
 def main() -> int:

@@ -65,7 +65,8 @@ def compiled(config: T5Config, options: argparse.Namespace):
     params = random_base(config, 0).params
     make = functools.partial(optim.adafactor, multiply_by_parameter_scale=True, momentum=0.9, weight_decay_rate=0.0)
     optimizer = optim.whole(make, 0.01)
-    state = TrainState(params, optimizer.init(params), jnp.zeros((), jnp.int32), jnp.zeros((1, 2), jnp.uint32))
+    step, rng, failures = jnp.zeros((), jnp.int32), jnp.zeros((1, 2), jnp.uint32), jnp.zeros(1, jnp.int32)
+    state = TrainState(params, optimizer.init(params), step, rng, failures)
     pure = functools.partial(train_step, model=Model(config), optimizer=optimizer, dropout_rate=0.0)
     step = jax.jit(pure, donate_argnums=0, compiler_options=device.compiler_options())
     state, _ = step(state, {}, batch)

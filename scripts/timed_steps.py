@@ -82,7 +82,8 @@ def _start(config: T5Config, slots: int) -> tuple[TrainState, optim.Optimizer]:
     bank = {"prompt": {"bank": jnp.asarray(drawn, jnp.float32)}}
     optimizer = optim.over_slots(optim.adafactor, [PROMPT] * slots, [0.3] * slots)
     keys = jax.vmap(lambda n: jax.random.key_data(jax.random.key(n)))(jnp.arange(slots))
-    return TrainState(bank, optimizer.init(bank), jnp.zeros((), jnp.int32), keys), optimizer
+    step, failures = jnp.zeros((), jnp.int32), jnp.zeros(slots, jnp.int32)
+    return TrainState(bank, optimizer.init(bank), step, keys, failures), optimizer
 
 
 def _items(text: str, batch: int, slots: int, step: int) -> Sequence[Item]:

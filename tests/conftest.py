@@ -62,7 +62,9 @@ def start_state(bank: np.ndarray, optimizer: optim.Optimizer, seeds: list[int]) 
     """Step 0 of prompts `bank`, every slot with the random numbers of its own seed."""
     trainable = {"prompt": {"bank": jnp.asarray(bank)}}
     rng = jnp.stack([jax.random.key_data(jax.random.key(s)) for s in seeds])
-    return TrainState(trainable, optimizer.init(trainable), jnp.zeros((), jnp.int32), rng)
+    return TrainState(
+        trainable, optimizer.init(trainable), jnp.zeros((), jnp.int32), rng, jnp.zeros(len(seeds), jnp.int32)
+    )
 
 
 def one_a_row(items: list) -> layout.Shape:

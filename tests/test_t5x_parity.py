@@ -114,8 +114,9 @@ def trained(case: Case, origin: int, packing: bool) -> dict[str, np.ndarray]:
     make = lambda rate: optim.adafactor(rate, step_origin=origin, weight_decay_rate=case.weight_decay)
     optimizer = optim.over_slots(make, [case.prompt_length], [case.learning_rate])
     trainable = {"prompt": {"bank": jnp.asarray(parity_inputs.prompt(case))[None]}}
-    rng = jax.random.key_data(jax.random.key(0))[None]
-    state, params = TrainState(trainable, optimizer.init(trainable), jnp.zeros((), jnp.int32), rng), frozen(case)
+    rng, failures = jax.random.key_data(jax.random.key(0))[None], jnp.zeros(1, jnp.int32)
+    opt_state, params = optimizer.init(trainable), frozen(case)
+    state = TrainState(trainable, opt_state, jnp.zeros((), jnp.int32), rng, failures)
     model = Model(config(case), 1, case.prompt_length)
 
     @jax.jit

@@ -33,6 +33,7 @@ END = "end"  # behind the last evaluation: best prompts, curves
 AT_END = 3  # kills
 OF_THE_MACHINE = ("examples_per_second", "waiting", "memory")  # the fields of metrics.jsonl that are not compared
 LENGTHS = {"inputs": 48, "targets": 4}
+NO_TENSORBOARD = "no_tensorboard"  # a folder of modules
 
 
 def main() -> int:
@@ -44,16 +45,16 @@ def main() -> int:
     parser.add_argument("--folder", type=Path, help="default: a temporary one; what differs stays there")
     options = parser.parse_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="torture-"))
-    command = prepare(folder, options.steps, options.period)
+    flags = prepare(folder, options.steps, options.period)
     started = time.monotonic()
-    calm = Life([*command, f"--gin.MODEL_DIR={folder / 'calm'}"], folder / "calm", options.period)
+    calm = Life(flags, folder / "calm", options.period)
     if calm.wait():
         print(calm.told())
         return 1
     print(f"undisturbed: {time.monotonic() - started:.0f} s", flush=True)
     middle = options.kills - min(AT_END, options.kills)
     phases = [PHASES[n % len(PHASES)] for n in range(middle)] + [END] * (options.kills - middle)
-    hits = torture(command, folder / "killed", phases, options.period, random.Random(options.seed))
+    hits = torture(flags, folder / "killed", phases, options.period, random.Random(options.seed))
     print(
         f"{sum(hits.values())} kills in {time.monotonic() - started:.0f} s, by the last thing that was seen of the run:"
     )
@@ -65,7 +66,7 @@ def main() -> int:
 
 
 def prepare(folder: Path, steps: int, period: int) -> list[str]:
-    """Draws a base into `folder`; the command that trains on it, without MODEL_DIR."""
+    """Draws a base into `folder`; the flags of a run on it, without MODEL_DIR."""
     from prompt_tuning import tiny
     from prompt_tuning.base import random_base, save_t5x
     from prompt_tuning.t5 import T5Config
@@ -79,18 +80,22 @@ def prepare(folder: Path, steps: int, period: int) -> list[str]:
         "EVAL_BATCH_SIZE": 128, "TASK_FEATURE_LENGTHS": LENGTHS, "JAX_CACHE_DIR": folder / "cache",
         "GRID": {"seed": [0, 1]},
     }  # fmt: skip
-    train = [sys.executable, "-m", "prompt_tuning.train"]
-    return train + [f"--gin.{name}={value}" for name, value in names.items()]
+    (folder / NO_TENSORBOARD / "clu").mkdir(parents=True)
+    (folder / NO_TENSORBOARD / "clu" / "__init__.py").write_text("raise ImportError\n")
+    return [f"--gin.{name}={value}" for name, value in names.items()]
 
 
 class Life:
-    """One process of a run, and what is seen of it from outside."""
+    """One process of the run in `folder`, and what is seen of it from outside."""
 
-    def __init__(self, command: list[str], folder: Path, period: int) -> None:
+    def __init__(self, flags: Sequence[str], folder: Path, period: int) -> None:
         self.folder, self.period = folder, period
+        command = [sys.executable, "-m", "prompt_tuning.train", *flags, f"--gin.MODEL_DIR={folder}"]
+        modules = os.pathsep.join([str(folder.parent / NO_TENSORBOARD), *filter(None, sys.path)])
         self.process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"XLA_FLAGS": ""}
-        )
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+            env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": modules},
+        )  # fmt: skip
         self.lines: list[str] = []
         self._fresh: queue.Queue = queue.Queue()
         self._reader = threading.Thread(target=self._read, daemon=True)
@@ -165,24 +170,31 @@ EVENTS = {
 DELAYS = {"start": 3.0, "compile": 1.5, "step": 0.2, "log": 0.002, "evaluation": 0.3, END: 0.3}  # seconds at most
 
 
+def _newest(folder: Path) -> int:
+    """Step of the newest checkpoint."""
+    return max((int(p.name) for p in folder.glob("checkpoints/*") if p.name.isdigit()), default=0)
+
+
 def _sleep(seconds: float) -> bool:
     time.sleep(seconds)
     return True
 
 
 def torture(
-    command: list[str], folder: Path, phases: Sequence[str], period: int, rng: random.Random
+    flags: Sequence[str], folder: Path, phases: Sequence[str], period: int, rng: random.Random
 ) -> collections.Counter[str]:
-    """Runs the command to its end, killed once in each of `phases`; what each kill hit.
+    """Runs to the end, killed once in each of `phases`; what each kill hit.
 
     Raises RuntimeError if a life ends badly by itself.
     """
     hits: collections.Counter[str] = collections.Counter()
     phases = list(phases)
     while True:
-        life = Life([*command, f"--gin.MODEL_DIR={folder}"], folder, period)
+        life = Life(flags, folder, period)
         if phases and life.until(phases[0], rng):
-            hits[life.kill()] += 1
+            hit = life.kill()
+            hits[hit] += 1
+            print(f"kill {sum(hits.values())} at step {_newest(folder)}: {hit}", flush=True)
             phases.pop(0)
             continue
         if life.wait():

@@ -277,6 +277,23 @@ def test_an_evaluation_that_a_signal_cut_short_is_made_up_for(home, tmp_path, mo
         assert one.card.step == other.card.step and one.card.score == pytest.approx(other.card.score)
 
 
+def test_a_run_says_which_examples_were_unsound_and_goes_on_with_the_other_slots(home, tmp_path, capsys):
+    grid = {"learning_rate": [0.3, 1e30]}
+    assert cli.main(["train", *flags(home, tmp_path, GRID=grid, TRAIN_STEPS=12, EVAL_PERIOD=6)]) == 0
+    said = capsys.readouterr().out
+    assert "films-lr1e+30: step 1 left out" in said and "training examples, from 0: films " in said
+    assert "10 steps in a row left out; it stays as it was at step 0" in said
+    rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    losses = [row["loss"] for row in rows if "loss" in row]
+    assert all(row["films-lr1e+30"] is None and row["films-lr0.3"] > 0 for row in losses)
+    left_out = [step for row in rows for step in row.get("left_out", {}).get("films-lr1e+30", [])]
+    assert left_out == list(range(1, 11))
+    assert (tmp_path / "curves.png").is_file()
+    assert cli.main(["train", *flags(home, tmp_path / "alone", LEARNING_RATE=1e30, TRAIN_STEPS=40)]) == 2
+    assert "Nothing is left to train" in capsys.readouterr().err
+    assert max(row[0] for row in plain(tmp_path / "alone")) < 20
+
+
 TOGETHER = textwrap.dedent("""
     import sys, time
     import jax
@@ -322,9 +339,9 @@ def test_a_run_killed_at_random_moments_is_the_undisturbed_one(tmp_path):
     assert spec is not None and spec.loader is not None
     torture = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(torture)
-    command = torture.prepare(tmp_path, steps=20, period=5)
-    assert torture.Life([*command, f"--gin.MODEL_DIR={tmp_path / 'calm'}"], tmp_path / "calm", 5).wait() == 0
-    hits = torture.torture(command, tmp_path / "killed", ["evaluation", "save", torture.END], 5, random.Random(0))
+    flags = torture.prepare(tmp_path, steps=20, period=5)
+    assert torture.Life(flags, tmp_path / "calm", 5).wait() == 0
+    hits = torture.torture(flags, tmp_path / "killed", ["evaluation", "save", torture.END], 5, random.Random(0))
     assert sum(hits.values()) == 3
     assert torture.compare(tmp_path / "calm", tmp_path / "killed", 5, 20) == ""
     (tmp_path / "killed" / "prompts" / ".x.part").write_text("")

@@ -147,6 +147,58 @@ def test_computing_layers_again_changes_only_the_memory():
     np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-5)
 
 
+def unsound_steps(lengths, rates):
+    """A compiled step of several slots in shared rows, its state over a bank, and a batch."""
+    model, optimizer = Model(TINY, len(lengths), max(lengths)), optim.over_slots(optim.adafactor, lengths, rates)
+    state_of = lambda bank: start_state(bank, optimizer, list(range(len(lengths))))
+    step = jax.jit(functools.partial(train_step, model=model, optimizer=optimizer, dropout_rate=0.1))
+    return step, state_of, layout.pack(random_items(5, lengths), layout.Shape(64, 24, (12,)), max(lengths))
+
+
+@pytest.mark.parametrize("bad", [np.inf, np.nan, 1e30])
+def test_an_unsound_slot_leaves_out_its_step_alone_and_the_others_do_not_notice(bad):
+    lengths, rates = [4, 7, 4, 3], [0.3, 0.1, 0.03, 1e30]
+    step, state_of, batch = unsound_steps(lengths, rates)
+    slots_of_rows = [set(batch.example_slots[row[row > 0] - 1]) for row in np.asarray(batch.encoder_segments)]
+    assert max(map(len, slots_of_rows)) > 2, "slots share rows"
+    bank = random_bank(lengths)
+    poisoned = bank.copy()
+    poisoned[1, 2, 5] = bad
+    (whole, metrics), (found, told) = (step(state_of(b), random_params(), batch) for b in (bank, poisoned))
+    assert metrics["took"].tolist() == [True, True, True, False], "a learning rate of 1e30 ends in no prompt"
+    assert told["took"].tolist() == [True, False, True, False] and told["failures"].tolist() == [0, 1, 0, 1]
+    for k in (0, 2):
+        of = lambda state, k=k: [state.trainable["prompt"]["bank"][k], *_states_of(state, lengths, k)]
+        for one, other in zip(of(whole), of(found), strict=True):
+            assert np.asarray(one).tobytes() == np.asarray(other).tobytes()
+        assert float(metrics["loss"][k]) == float(told["loss"][k])
+    kept = found.trainable["prompt"]["bank"]
+    np.testing.assert_array_equal(kept[1], poisoned[1])
+    np.testing.assert_array_equal(kept[3], bank[3])
+    assert not np.array_equal(kept[0], bank[0])
+
+
+def _states_of(state, lengths, k):
+    """Adafactor's numbers of slot `k`."""
+    place = [i for i, n in enumerate(lengths) if n == lengths[k]].index(k)
+    return [leaf[place] for leaf in jax.tree.leaves(state.opt_state[str(lengths[k])])]
+
+
+def test_a_slot_is_given_up_after_ten_unsound_steps_in_a_row_and_not_before():
+    lengths = [4, 4]
+    step, state_of, batch = unsound_steps(lengths, [0.3, 0.3])
+    bank, state = random_bank(lengths), state_of(random_bank(lengths))
+    run = lambda state, params: step(state, params, batch)[0]
+    broken = jax.tree.map(lambda leaf: leaf * jnp.nan, random_params())
+    for _ in range(9):
+        state = run(state, broken)
+    assert state.failures.tolist() == [9, 9] and np.array_equal(state.trainable["prompt"]["bank"], bank)
+    sound = run(state, random_params())
+    assert sound.failures.tolist() == [0, 0] and not np.array_equal(sound.trainable["prompt"]["bank"], bank)
+    given_up = run(run(state, broken), random_params())
+    assert given_up.failures.tolist() == [11, 11] and np.array_equal(given_up.trainable["prompt"]["bank"], bank)
+
+
 def flops(function, *args) -> float:
     return jax.jit(function).lower(*args).compile().cost_analysis()["flops"]
 

@@ -18,6 +18,12 @@ Example:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; 0 when it worked, 2 when the person can put it right, 1 when the program is at fault."""
+    code = _main(argv)
+    job = sys.modules.get("prompt_tuning.job")
+    return job.leave(code) if job else code
+
+
+def _main(argv: Sequence[str] | None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -37,6 +43,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         return run(argv[1:])
     except UserError as error:
         return _complain(str(error))
+    except (RuntimeError, ValueError) as error:
+        job = sys.modules.get("prompt_tuning.job")
+        if job is None or not (said := job.lost(error)):
+            raise
+        return _complain(str(said))
     except OSError as error:
         if error.errno not in (
             errno.ENOSPC,
@@ -74,6 +85,10 @@ def _gin_parser(command: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument(
         "--gin_bindings", action="append", default=[], metavar="LINE", help="a line of gin, as in a file"
     )
+    parser.add_argument("--multihost", action="store_true", help="on every host of a TPU pod or SLURM step: JAX finds the others")  # fmt: skip # noqa: E501
+    parser.add_argument("--coordinator_address", metavar="HOST:PORT", help="elsewhere, in each of several processes: where process 0 is found")  # fmt: skip # noqa: E501
+    parser.add_argument("--process_count", type=int, metavar="N", help="how many there are")
+    parser.add_argument("--process_index", type=int, metavar="I", help="which of them this is, from 0")
     parser.add_argument("--gin.NAME", dest="_", metavar="VALUE", help="sets one name, such as --gin.BATCH_SIZE=16")
     return parser
 
@@ -84,7 +99,7 @@ def _parse_gin(parser: argparse.ArgumentParser, argv: list[str], first: Sequence
     `--gin.NAME VALUE` and `--gin.NAME=VALUE` are the same.
     """
     import prompt_tuning.train  # noqa: F401 - registers what gin files name
-    from prompt_tuning import configure
+    from prompt_tuning import configure, job
 
     plain: list[str] = []
     bindings: list[str] = []
@@ -101,6 +116,7 @@ def _parse_gin(parser: argparse.ArgumentParser, argv: list[str], first: Sequence
     if waiting:
         configure.binding(waiting)  # complains
     options = parser.parse_args(plain)
+    job.flags(options)
     files = [file for group in options.gin_file for file in group.split(",") if file]
     folders = [folder for folder in options.gin_search_paths.split(",") if folder]
     configure.parse([*first, *files], [*options.gin_bindings, *bindings], folders)

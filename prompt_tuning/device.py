@@ -57,12 +57,36 @@ def frozen_shardings(config: T5Config, mesh: Mesh) -> Any:
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     """The one step from host to device: rows over the data axis, what is told of examples everywhere."""
     rows, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
-    return jax.device_put(batch, Batch(*(rows if array.ndim == 2 else everywhere for array in batch)))
+    return _put(batch, Batch(*(rows if array.ndim == 2 else everywhere for array in batch)))
 
 
 def put_everywhere(tree: Any, mesh: Mesh) -> Any:
     """A copy of `tree` on every device."""
-    return jax.device_put(tree, NamedSharding(mesh, PartitionSpec()))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    return _put(tree, jax.tree.map(lambda _: everywhere, tree))
+
+
+def _put(tree: Any, places: Any) -> Any:
+    """A tree on its devices; in a job of several processes each puts its own part of what all of them hold."""
+    if jax.process_count() == 1:
+        return jax.device_put(tree, places)
+
+    def one(leaf: Any, place: Any) -> Any:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            return jax.device_put(leaf, place)
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, place, lambda index: host[index])
+
+    return jax.tree.map(one, tree, places)
+
+
+def fetch(array: Any) -> np.ndarray:
+    """A host's copy, also of what is spread over several processes: then all of them ask for it at the same time."""
+    if isinstance(array, jax.Array) and not (array.is_fully_addressable or array.is_fully_replicated):
+        from jax.experimental import multihost_utils
+
+        array = multihost_utils.process_allgather(array, tiled=True)
+    return np.asarray(array)
 
 
 def put_beside(opt_state: Any, params: Any, mesh: Mesh) -> Any:
@@ -74,8 +98,8 @@ def put_beside(opt_state: Any, params: Any, mesh: Mesh) -> Any:
     def place(path: Any, leaf: Any) -> Any:
         found = places.get(keys(path))
         if found is None or found.shape != leaf.shape:
-            return jax.device_put(leaf, everywhere)
-        return jax.device_put(leaf, found.sharding)
+            return _put(leaf, everywhere)
+        return _put(leaf, found.sharding)
 
     return jax.tree_util.tree_map_with_path(place, opt_state)
 
@@ -104,7 +128,7 @@ def describe() -> str:
 
 def peak_memory() -> int | None:
     """Most bytes in use so far: of the first accelerator, or of this process on a CPU."""
-    stats = jax.devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+    stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
     if stats and "peak_bytes_in_use" in stats:
         return int(stats["peak_bytes_in_use"])
     try:

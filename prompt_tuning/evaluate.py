@@ -12,7 +12,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Column, Table
 
-from prompt_tuning import device, ensemble, infer, inits, prompt_file
+from prompt_tuning import device, ensemble, infer, inits, job, prompt_file
 from prompt_tuning.bank import PLACEMENTS, name_of
 from prompt_tuning.checkpoint import Checkpointer
 from prompt_tuning.errors import UserError
@@ -48,8 +48,9 @@ def evaluate_run(run: Run, files: Sequence[str] = ()) -> list[Metrics]:
         answers = infer.answer_all(opened.answerer(), params, held_out, run.predict)
     metrics = [infer.score(pairs, given) for pairs, given in zip(held_out, answers, strict=True)]
     reports = _ensembles(opened, held_out, answers, metrics)
-    _show(opened, held_out, steps, metrics, reports)
-    if run.model_dir:
+    if job.writes():
+        _show(opened, held_out, steps, metrics, reports)
+    if run.model_dir and job.writes():
         _record(run, opened, steps, metrics, reports)
     return metrics
 

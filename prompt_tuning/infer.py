@@ -148,7 +148,7 @@ def _label_scores(answerer: Answerer, params: split.Params, questions: Sequence[
     """Log-likelihood of every label of each question, float64[C]."""
     found = []
     for group, batch in answerer.batches(answerer.items(questions, ranking=True)):
-        scores = np.asarray(_score(params, batch, model=answerer.model), np.float64)
+        scores = device.fetch(_score(params, batch, model=answerer.model)).astype(np.float64)
         stride = max(len(item.targets) for item in group)
         found += [scores[i * stride : i * stride + len(item.targets)] for i, item in enumerate(group)]
     return found
@@ -178,7 +178,7 @@ def write(
     answers = []
     for group, batch in answerer.batches(items):
         decoded = _decode(params, batch, rng, decoder, answerer.model, answerer.target_length, length)
-        tokens, scores = np.asarray(decoded.tokens)[:, 0], np.asarray(decoded.scores)[:, 0]
+        tokens, scores = device.fetch(decoded.tokens)[:, 0], device.fetch(decoded.scores)[:, 0]
         for i in range(len(group)):
             answers.append(Answer(answerer.vocabulary.decode(tokens[i].tolist()), {}, float(scores[i])))
     return answers

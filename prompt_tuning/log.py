@@ -37,17 +37,22 @@ def time_in_words(seconds: float) -> str:
 class Log:
     """Console lines, `metrics.jsonl` and TensorBoard events of one run."""
 
-    def __init__(self, folder: Path, resumed_at: int = 0, evaluated: bool = True, out: TextIO | None = None) -> None:
+    def __init__(
+        self, folder: Path | None, resumed_at: int = 0, evaluated: bool = True, out: TextIO | None = None
+    ) -> None:
         """Records of `folder/metrics.jsonl` behind step `resumed_at` are dropped: they will be made again.
 
-        So is that step's evaluation, unless what resumes was saved with it (`evaluated`).
+        So is that step's evaluation, unless what resumes was saved with it (`evaluated`). Without a folder nothing is
+        said or written: of several processes one speaks.
         """
-        self.out = out or sys.stdout
-        self.colour = self.out.isatty() and "NO_COLOR" not in os.environ
-        self.path = folder / "metrics.jsonl"
-        _cut(self.path, resumed_at, evaluated)
+        self._speaks = folder is not None
+        self.path = folder / "metrics.jsonl" if folder else Path(os.devnull)
+        if folder:
+            _cut(self.path, resumed_at, evaluated)
         self._file = self.path.open("a", encoding="utf-8")
-        self._board = _tensorboard(folder)
+        self._board = _tensorboard(folder) if folder else None
+        self.out = out or (sys.stdout if folder else self._file)
+        self.colour = self.out.isatty() and "NO_COLOR" not in os.environ
         self._lines = 0
 
     def say(self, text: str, style: str = "") -> None:
@@ -89,7 +94,8 @@ class Log:
     def flush(self) -> None:
         """Everything said so far is on disk when this returns."""
         self._file.flush()
-        os.fsync(self._file.fileno())
+        if self._speaks:
+            os.fsync(self._file.fileno())
         if self._board is not None:
             self._board.flush()
 

@@ -21,7 +21,7 @@ class Program:
     def __init__(
         self, pure: Callable[..., tuple[TrainState, Any]], state: TrainState, say: Callable[[str], None]
     ) -> None:
-        places = jax.tree.map(lambda leaf: leaf.sharding, state), None
+        places = jax.tree.map(lambda leaf: leaf.sharding, state), state.step.sharding  # metrics: everywhere
         options = device.compiler_options()
         self._step = jax.jit(pure, donate_argnames="state", out_shardings=places, compiler_options=options)
         self._compiled: dict[int, Any] = {}

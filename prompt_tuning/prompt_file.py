@@ -180,10 +180,10 @@ _KINDS = {field.name: field.type for field in dataclasses.fields(Card)}
 
 def _field(name: str, text: str) -> Any:
     """One field of a card from its JSON. Raises ValueError or TypeError where it is of another kind than the field."""
-    value = json.loads(text)
-    kind = list if name == "labels" else _KINDS[name]
+    value: Any = json.loads(text)
+    kind: Any = list if name == "labels" else int | _KINDS[name] if name == "score" else _KINDS[name]
     words = value if name == "labels" else [value] if isinstance(value, str) else []
-    if not isinstance(value, int | kind if name == "score" else kind):  # type: ignore[operator]
+    if not isinstance(value, kind):
         raise TypeError(f"its {name} is {text:.40}")
     for word in words:
         str.encode(word)  # half a character, which JSON can spell, could be printed nowhere

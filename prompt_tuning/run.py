@@ -180,7 +180,7 @@ class Opened:
     def start_bank(self) -> np.ndarray:
         """`bank[K P D]` of the slots' inits."""
         table = self.base.params["token_embedder"]["embedding"]
-        embed = lambda ids: np.asarray(table[jnp.asarray(ids)], np.float32)
+        embed = lambda ids: device.fetch(table[jnp.asarray(ids)]).astype(np.float32)
         config = self.base.config
         starts = [
             inits.Start(slot.length, config.emb_dim, embed, self.vocabulary, labels, self.base.digest)

@@ -142,9 +142,10 @@ def _refuse_more_than_held(path: str, name: str, store: ts.TensorStore) -> None:
     """
     if path.startswith("gs://"):
         return
-    folder = Path(store.kvstore.path)
+    kvstore: Any = store.kvstore
+    folder = Path(kvstore.path)
     held = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
-    chunk = store.chunk_layout.read_chunk.shape or ()
+    chunk = [n or 1 for n in store.chunk_layout.read_chunk.shape or ()]
     claimed = max(math.prod(store.shape), math.prod(chunk)) * store.dtype.numpy_dtype.itemsize
     if claimed > max(SMALL, held * DENSEST):
         raise UserError(

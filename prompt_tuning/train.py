@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import configure, device, layout, optim, prompt_file, report, run_folder, slots, split
+from prompt_tuning import configure, device, job, layout, optim, prompt_file, report, run_folder, slots, split
 from prompt_tuning.batches import Feed, prefetched
 from prompt_tuning.checkpoint import Best, Checkpointer, Identity, Restored
 from prompt_tuning.errors import UserError
@@ -50,12 +50,14 @@ def _train(run: Run, stop: Stop) -> Result:
     best = Best.none(way.kept(state.trainable), len(opened.slots))
     identity = Identity(opened.base.digest, _settings(opened))
 
-    with run_folder.held(run.folder), contextlib.closing(Checkpointer(run.folder)) as saved, device.on(opened.mesh):
+    held = job.first(run_folder.held(run.folder))
+    with held, contextlib.closing(Checkpointer(run.folder)) as saved, device.on(opened.mesh):
         start = Restored(state, best, evaluated=True) if saved.latest is None else saved.restore(state, best, identity)
         state, best = start.state, start.best
-        with prompt_file.replacing(run.folder / "config.gin") as file:
-            file.write(gin.operative_config_str().encode())
-        with contextlib.closing(Log(run.folder, int(state.step), start.evaluated)) as log:
+        if job.writes():
+            with prompt_file.replacing(run.folder / "config.gin") as file:
+                file.write(gin.operative_config_str().encode())
+        with contextlib.closing(Log(run.folder if job.writes() else None, int(state.step), start.evaluated)) as log:
             for state, evaluates in _periods(opened, feed, optimizer, start, frozen, log, clock, stop):
                 done, cut_short = int(state.step), False
                 if evaluates:
@@ -78,7 +80,7 @@ def _train(run: Run, stop: Stop) -> Result:
             for line in way.finish(opened, state, best):
                 log.say(line, "bold")
             log.flush()
-            if picture := report.curves(run.folder):
+            if job.writes() and (picture := report.curves(run.folder)):
                 log.say(f"curves in {picture}", "dim")
     if (np.asarray(state.failures) >= GIVEN_UP).all():
         raise UserError(

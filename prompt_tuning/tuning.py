@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import batches, device, infer, optim, prompt_file, slots, split
+from prompt_tuning import batches, device, infer, job, optim, prompt_file, slots, split
 from prompt_tuning.base import save_t5x
 from prompt_tuning.checkpoint import Best
 from prompt_tuning.errors import UserError
@@ -75,7 +75,7 @@ class _OnTasks:
         return evaluate
 
     def kept(self, trainable: split.Params) -> split.Params:
-        return trainable
+        return jax.tree.map(device.fetch, trainable) if job.several() else trainable
 
 
 @gin.configurable
@@ -102,6 +102,8 @@ class PromptTuning(_OnTasks):
 
     def save(self, opened: Opened, trainable: split.Params, step: int) -> None:
         """The prompts of this step as bare arrays, where the authors' code puts them."""
+        if not job.writes():
+            return
         folder = opened.run.folder / "numpy_checkpoints" / f"checkpoint_{step}"
         bank = np.asarray(trainable["prompt"]["bank"])
         for k, slot in enumerate(opened.slots):
@@ -121,9 +123,9 @@ class PromptTuning(_OnTasks):
                 score=float(best.score[k]), metric="mean of the task's metrics",
                 base=opened.base.path, base_digest=opened.base.digest, input_length=opened.run.data.lengths["inputs"],
             )  # fmt: skip
-            prompt_file.save_safetensors(
-                path, prompt_file.Prompt(best.params["prompt"]["bank"][k, : slot.length], card)
-            )
+            if job.writes():
+                vectors = best.params["prompt"]["bank"][k, : slot.length]
+                prompt_file.save_safetensors(path, prompt_file.Prompt(vectors, card))
             said.append(f"{slot.name}: {best.score[k]:.2f} at step {best.step[k]}, prompt in {path}")
         return said
 
@@ -183,7 +185,7 @@ class Pretraining(ModelTuning):
         score = jax.jit(functools.partial(score_targets, model=opened.model))
 
         def evaluate(params: split.Params) -> tuple[Metrics, np.ndarray]:
-            likelihood = sum(float(np.asarray(score(params, batch)).sum()) for _, batch in answerer.batches(items))
+            likelihood = sum(float(device.fetch(score(params, batch)).sum()) for _, batch in answerer.batches(items))
             loss = -likelihood / sum(item.target_length for item in items)
             return [{"validation_loss": loss}], np.array([-loss])
 
@@ -200,6 +202,10 @@ class Pretraining(ModelTuning):
 def save_model(opened: Opened, params: split.Params, step: int) -> str:
     """Writes MODEL_DIR/base/checkpoint_<step> in T5X's layout with the vocabulary beside it, unless it is there."""
     folder = opened.run.folder / "base"
+    if job.several():
+        params = jax.tree.map(device.fetch, params)  # which all processes take part in
+    if not job.writes():
+        return str(folder / f"checkpoint_{step}")
     if (folder / f"checkpoint_{step}").is_dir():
         return str(folder / f"checkpoint_{step}")
     folder.mkdir(parents=True, exist_ok=True)

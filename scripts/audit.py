@@ -16,7 +16,8 @@ SECONDS = 300
 def main() -> int:
     flags = ["--local", "--skip-editable", "--format", "json", "--progress-spinner=off"]
     try:
-        done = subprocess.run([sys.executable, "-m", "pip_audit", *flags], capture_output=True, text=True, timeout=SECONDS)
+        command = [sys.executable, "-m", "pip_audit", *flags]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS)
         packages = json.loads(done.stdout)["dependencies"]
     except subprocess.TimeoutExpired:
         print(f"not audited: the service did not answer within {SECONDS} s")

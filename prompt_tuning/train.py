@@ -50,7 +50,8 @@ def _train(run: Run, stop: Stop) -> Result:
     best = Best.none(way.kept(state.trainable), len(opened.slots))
     identity = Identity(opened.base.digest, _settings(opened))
 
-    with run_folder.held(run.folder), contextlib.closing(Checkpointer(run.folder)) as saved, device.on(opened.mesh):
+    held = run_folder.held(run.folder) if jax.process_index() == 0 else contextlib.nullcontext()
+    with held, contextlib.closing(Checkpointer(run.folder)) as saved, device.on(opened.mesh):
         start = Restored(state, best, evaluated=True) if saved.latest is None else saved.restore(state, best, identity)
         state, best = start.state, start.best
         with prompt_file.replacing(run.folder / "config.gin") as file:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
+from prompt_tuning.errors import UserError
 from prompt_tuning.t5 import T5Config
 
 
@@ -14,6 +15,22 @@ class Tensor:
 
     shape: tuple[int, ...]
     read: Callable[..., np.ndarray]  # read() is all of it; a T5X tensor also reads a part, read(index)
+
+
+LARGEST, MOST_LAYERS = 1 << 24, 128  # beyond the sizes of any T5
+
+
+def of_a_t5(config: T5Config, path: str) -> T5Config:
+    """The sizes that `path` tells, if a T5 can have them; checked before anything of these sizes is made.
+
+    Raises UserError with those that no T5 has.
+    """
+    odd = {name: size for name, size in vars(config).items() if type(size) is int and not 0 < size <= LARGEST}
+    odd |= {name: vars(config)[name] for name in vars(config) if "layers" in name and vars(config)[name] > MOST_LAYERS}
+    if odd:
+        told = ", ".join(f"{name} {size:,}" for name, size in odd.items())
+        raise UserError(f"{path} tells sizes that no T5 has: {told}. Copy it again, or give the folder of another one.")
+    return config
 
 
 @dataclasses.dataclass(frozen=True)

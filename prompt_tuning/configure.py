@@ -4,6 +4,7 @@ import ast
 import inspect
 import logging
 import re
+import tokenize
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,7 +40,8 @@ def parse(files: Sequence[str] = (), bindings: Sequence[str] = (), search_paths:
         gin.parse_config_files_and_bindings(
             [str(gin_folder() / DEFAULTS), *files], list(bindings), print_includes_and_imports=False
         )
-    except (ValueError, KeyError, TypeError, SyntaxError, OSError, AttributeError, ImportError) as error:
+    except (ValueError, LookupError, TypeError, SyntaxError, OSError, AttributeError, ImportError, RecursionError,
+            MemoryError, tokenize.TokenError) as error:  # fmt: skip
         raise UserError(_explain(error)) from error
     finally:
         logging.getLogger().removeFilter(quiet)
@@ -62,7 +64,7 @@ def binding(flag: str) -> str:
     if not value.startswith(("@", "%")) and "@" not in value:
         try:
             ast.literal_eval(value)
-        except (ValueError, SyntaxError):
+        except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
             value = repr(value)
     return f"{name.strip()} = {value}"
 
@@ -98,9 +100,13 @@ def _parameters(name: str) -> list[str]:
 
 
 def _refuse_unused_macros() -> None:
-    """A macro that is set and never referred to is a misspelt name: gin itself would pass over it."""
+    """A macro that is set and never referred to is a misspelt name: gin itself would pass over it.
+
+    One of defaults.gin is none, also where a parameter that it stands for was set itself.
+    """
     config = gin.config._CONFIG
     used = set(re.findall(r"%([A-Z][A-Z0-9_]*)", repr([list(values.values()) for values in config.values()])))
+    used |= set(re.findall(r"^([A-Z][A-Z0-9_]*) =", (gin_folder() / DEFAULTS).read_text("utf-8"), re.MULTILINE))
     unused = {scope for scope, selector in config if selector == "gin.macro"} - used
     for name in sorted(unused):
         raise UserError(f"Nothing uses the name {name}.{nearest(name, used)} Known names: {', '.join(sorted(used))}.")

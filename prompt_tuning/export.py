@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import shutil
 import uuid
 from collections.abc import Callable
@@ -112,7 +113,7 @@ def _load_peft(folder: Path) -> Prompt:
         settings = json.loads((folder / PEFT_CONFIG).read_text())
         kind, parts = settings["peft_type"], settings.get("num_transformer_submodules")
         length = int(settings["num_virtual_tokens"]) if kind == "PROMPT_TUNING" else 0
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"{folder / PEFT_CONFIG} is not a readable PEFT configuration ({error!r}).") from error
     if kind != "PROMPT_TUNING":
         raise UserError(f"{folder} is a PEFT adapter of type {kind}; only PROMPT_TUNING is a prompt before the input.")
@@ -176,19 +177,21 @@ def _load_t5x(folder: Path) -> Prompt:
 
     path = t5x_checkpoint.newest(str(folder.resolve()))
     contents = t5x_checkpoint.read_index(path)
-    state = contents["optimizer"] if contents.get("version", 0) else contents
-    target = state.get("target", {})
-    found = {k: v for k, v in t5x_checkpoint.open_tensors(path, target.get("params", target)).items() if "prompt" in k}
+    state, target = t5x_checkpoint.state_and_target(path, contents)
+    found = {k: v for k, v in t5x_checkpoint.open_tensors(path, target).items() if "prompt" in k}
     name = T5X_NAME if T5X_NAME in found else next(iter(found)) if len(found) == 1 else None
     if name is None:
         raise UserError(
             f"{path} holds {len(found) or 'no'} tensors named after prompts ({', '.join(sorted(found)) or 'none'});"
             f" expected one, {T5X_NAME}."
         )
-    vectors, step = np.asarray(found[name].read(), np.float32), t5x_checkpoint.step_of(state)
-    if vectors.ndim != 2 or 0 in vectors.shape or not np.isfinite(vectors).all():
-        raise UserError(f"{name} in {path} is not a prompt: expected finite numbers [prompt length, embedding width].")
-    return Prompt(vectors, prompt_file.Card(step=step))
+    shape, wanted = found[name].shape, "expected finite numbers [prompt length, embedding width]"
+    if len(shape) != 2 or 0 in shape or 4 * math.prod(shape) > prompt_file.MAX_BYTES:
+        raise UserError(f"{name} in {path} is {list(shape)}, not a prompt: {wanted}.")
+    vectors = t5x_checkpoint.numbers(path, name, found[name])
+    if not np.isfinite(vectors).all():
+        raise UserError(f"{name} in {path} is not a prompt: {wanted}.")
+    return Prompt(vectors, prompt_file.Card(step=t5x_checkpoint.step_of(state)))
 
 
 FORMATS: dict[str, Callable[[Prompt, Path], Path]] = {

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
-from prompt_tuning.base_source import Source, Tensor
+from prompt_tuning.base_source import Source, Tensor, of_a_t5
 from prompt_tuning.errors import UserError
 from prompt_tuning.t5 import T5Config
 
@@ -79,7 +79,7 @@ def _settings(path: Path) -> dict[str, Any]:
         settings = json.loads(path.read_text())
         if not isinstance(settings, dict):
             raise ValueError("not an object")
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not a readable JSON file ({error}).") from error
     if settings.get("model_type") not in ("t5", "mt5"):
         raise UserError(
@@ -94,11 +94,11 @@ def _config(settings: dict[str, Any], folder: Path) -> T5Config:
     if wrong:
         raise UserError(f"{folder}/config.json sets {wrong}; this network is fixed at {_FIXED}.")
     feed_forward = settings.get("feed_forward_proj", "relu")
-    if feed_forward not in _ACTIVATIONS:
+    if not isinstance(feed_forward, str) or feed_forward not in _ACTIVATIONS:
         raise UserError(f"{folder}/config.json: feed_forward_proj {feed_forward!r} is none of {sorted(_ACTIVATIONS)}.")
     try:
         layers = int(settings["num_layers"])
-        return T5Config(
+        config = T5Config(
             vocab_size=int(settings["vocab_size"]),
             emb_dim=int(settings["d_model"]),
             num_heads=int(settings["num_heads"]),
@@ -109,8 +109,9 @@ def _config(settings: dict[str, Any], folder: Path) -> T5Config:
             mlp_activations=_ACTIVATIONS[feed_forward],
             logits_via_embedding=bool(settings.get("tie_word_embeddings", True)),
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{folder}/config.json lacks a size, or one is no number ({error!r}).") from error
+    return of_a_t5(config, f"{folder}/config.json")
 
 
 def _files(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
@@ -119,7 +120,7 @@ def _files(folder: Path) -> dict[str, tuple[Path, tuple[int, ...]]]:
     if index.is_file():
         try:
             shards = sorted({str(file) for file in json.loads(index.read_text())["weight_map"].values()})
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError) as error:
             raise UserError(f"{index} is not a readable index of shards ({error!r}).") from error
         paths = [folder / Path(shard).name for shard in shards]
         absent = [path.name for path in paths if not path.is_file()]

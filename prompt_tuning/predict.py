@@ -17,6 +17,7 @@ from prompt_tuning import device, infer, layout, prompt_file
 from prompt_tuning.bank import Bank, Entry, name_of
 from prompt_tuning.base import Base, load_base
 from prompt_tuning.errors import UserError
+from prompt_tuning.records import parsed
 from prompt_tuning.slots import Slot
 from prompt_tuning.split import Params
 from prompt_tuning.step import Model
@@ -257,10 +258,7 @@ def _read(name: str) -> list[tuple[str, str | None]]:
 
 
 def _fields(name: str, number: int, line: str) -> tuple[str, str | None]:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise UserError(f"{name}, line {number} is not JSON ({error}).") from error
+    row = parsed(line, f"{name}, line {number}")
     text = row.get("text", row.get("inputs")) if isinstance(row, dict) else None
     if not isinstance(text, str):
         raise UserError(f"{name}, line {number} has no 'text' (or 'inputs') that is a string: {line[:80]}")

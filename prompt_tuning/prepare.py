@@ -136,7 +136,7 @@ def _fetch(url: str, to: Path, console: Console) -> Path:
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
     digest = hashlib.sha256()
     try:
-        with urllib.request.urlopen(url, timeout=60) as answer, to.open("wb") as file:
+        with urllib.request.urlopen(url, timeout=60) as answer, to.open("wb") as file:  # noqa: S310 - addresses above
             size = int(answer.headers.get("Content-Length") or 0)
             with Progress(*columns, console=console, transient=True) as progress:
                 task = progress.add_task(url.split("?")[0].rsplit("/", 1)[-1], total=size or None)

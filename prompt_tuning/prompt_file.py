@@ -3,10 +3,13 @@
 import dataclasses
 import hashlib
 import json
+import math
 import os
 import re
 import tempfile
+import tokenize
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -125,10 +128,20 @@ def _card_of_step(path: Path) -> Card:
 
 
 def _load_npy(path: Path) -> np.ndarray:
+    """The array, for which room is made only when the file is seen to hold what its header says."""
     try:
         with path.open("rb") as file:
-            return np.lib.format.read_array(file, allow_pickle=False)
-    except (ValueError, EOFError, OSError, MemoryError, OverflowError, SyntaxError, TypeError) as error:
+            version = np.lib.format.read_magic(file)
+            header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, columns_first, dtype = header(file)
+            if dtype.hasobject:
+                raise ValueError("it holds Python objects, which only a pickle brings back, and a pickle can run code")
+            claimed, held = math.prod(shape) * dtype.itemsize, path.stat().st_size - file.tell()
+            if claimed != held or min(shape, default=1) < 0:
+                raise ValueError(f"its header claims {claimed:,} bytes of numbers, and it holds {held:,}")
+            return np.frombuffer(file.read(), dtype).reshape(shape, order="F" if columns_first else "C")
+    except (ValueError, EOFError, OSError, MemoryError, OverflowError, SyntaxError, TypeError, RecursionError,
+            tokenize.TokenError) as error:  # fmt: skip
         raise UserError(f"{path} is not a readable .npy file ({error}).") from error
 
 
@@ -156,12 +169,27 @@ def _seal(vectors: np.ndarray, card: dict[str, str]) -> str:
 
 
 def _card(path: Path, metadata: dict[str, str]) -> Card:
-    known = {field.name for field in dataclasses.fields(Card)}
     try:
-        fields = {k: json.loads(v) for k, v in metadata.items() if k in known}
-        return Card(**fields | {"labels": tuple(fields.get("labels", ()))})
-    except (ValueError, TypeError) as error:
+        return Card(**{k: _field(k, v) for k, v in metadata.items() if k in _KINDS})
+    except (ValueError, TypeError, RecursionError) as error:
         raise UserError(f"The card inside {path} cannot be read ({error}).") from error
+
+
+_KINDS = {field.name: field.type for field in dataclasses.fields(Card)}
+
+
+def _field(name: str, text: str) -> Any:
+    """One field of a card from its JSON. Raises ValueError or TypeError where it is of another kind than the field."""
+    value = json.loads(text)
+    kind = list if name == "labels" else _KINDS[name]
+    words = value if name == "labels" else [value] if isinstance(value, str) else []
+    if not isinstance(value, int | kind if name == "score" else kind):  # type: ignore[operator]
+        raise TypeError(f"its {name} is {text:.40}")
+    for word in words:
+        str.encode(word)  # half a character, which JSON can spell, could be printed nowhere
+    if isinstance(value, int | float) and not math.isfinite(value):
+        raise ValueError(f"its {name} is {text:.40}")
+    return tuple(value) if name == "labels" else value
 
 
 class replacing:

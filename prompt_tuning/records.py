@@ -23,8 +23,12 @@ def read_records(path: Path, columns: Sequence[str] | None = None, any_width: bo
     Raises:
       UserError: with file and line: no such file, not UTF-8, not an object, a row of another width than the header.
     """
-    if not path.is_file():
-        raise UserError(f"{path} {'is a folder' if path.is_dir() else 'does not exist'}; expected a file of examples.")
+    try:
+        there, folder = path.is_file(), path.is_dir()
+    except OSError as error:  # such as a name of 300 letters
+        raise UserError(f"{path} cannot be looked for ({error.strerror}); expected a file of examples.") from error
+    if not there:
+        raise UserError(f"{path} {'is a folder' if folder else 'does not exist'}; expected a file of examples.")
     match path.suffix.lower():
         case ".jsonl" | ".json":
             return _jsonl(path)
@@ -55,14 +59,26 @@ def _jsonl(path: Path) -> Iterator[Record]:
     for n, line in _lines(path):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            cut = " The line looks truncated." if error.pos >= len(line.rstrip()) or "Unterminated" in error.msg else ""
-            raise UserError(f"{path}:{n}: not JSON: {error.msg} at column {error.colno}.{cut}") from None
+        row = parsed(line, f"{path}:{n}")
         if not isinstance(row, dict):
             raise UserError(f"{path}:{n}: expected a JSON object {{...}} on each line, found {type(row).__name__}.")
         yield n, row
+
+
+def parsed(line: str, at: str) -> Any:
+    """The JSON value of a line. Raises UserError, which starts with `at`, for what is none or cannot be text again."""
+    try:
+        value = json.loads(line)
+        if "\\u" in line:
+            json.dumps(value, ensure_ascii=False).encode()  # JSON can spell half a character, and UTF-8 cannot
+        return value
+    except json.JSONDecodeError as error:
+        cut = " The line looks truncated." if error.pos >= len(line.rstrip()) or "Unterminated" in error.msg else ""
+        raise UserError(f"{at}: not JSON: {error.msg} at column {error.colno}.{cut}") from None
+    except UnicodeEncodeError as error:
+        raise UserError(f"{at}: the escape \\u{ord(error.object[error.start]):x} is half a character.") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{at}: not JSON that can be read: {error}.") from None
 
 
 def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:

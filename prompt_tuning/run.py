@@ -74,9 +74,10 @@ class Data:
     eval_split: str = "validation"
 
     def __post_init__(self) -> None:
-        if set(self.lengths) != {"inputs", "targets"} or any(n < 1 for n in self.lengths.values()):
+        known = isinstance(self.lengths, Mapping) and set(self.lengths) == {"inputs", "targets"}
+        if not known or not all(isinstance(n, int) and n > 0 for n in self.lengths.values()):
             raise UserError(
-                f"TASK_FEATURE_LENGTHS is {dict(self.lengths)}; it gives the longest inputs and targets in tokens,"
+                f"TASK_FEATURE_LENGTHS is {self.lengths!r}; it gives the longest inputs and targets in tokens,"
                 " such as {'inputs': 512, 'targets': 62}."
             )
 
@@ -137,8 +138,10 @@ class Run:
             from prompt_tuning.tuning import PromptTuning  # which stands on this room
 
             object.__setattr__(self, "tuning", PromptTuning())
-        if not 0 <= self.dropout_rate < 1:
-            raise UserError(f"DROPOUT_RATE is {self.dropout_rate}; it is from 0 (off) to below 1.")
+        if not hasattr(self.tuning, "whole_model"):
+            raise UserError(f"TUNING is {self.tuning!r}; it is @PromptTuning(), @ModelTuning() or @Pretraining().")
+        if not isinstance(self.dropout_rate, int | float) or not 0 <= self.dropout_rate < 1:
+            raise UserError(f"DROPOUT_RATE is {self.dropout_rate!r}; it is from 0 (off) to below 1.")
 
     @property
     def folder(self) -> Path:

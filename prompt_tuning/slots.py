@@ -50,6 +50,11 @@ def expand(slots: Sequence[Mapping[str, Any]] | None, grid: Mapping[str, Sequenc
     """
     if slots is not None and grid is not None:
         raise UserError("SLOTS and GRID are both set. Set one of them, the other to None.")
+    if not isinstance(slots or (), list | tuple) or not all(isinstance(row, Mapping) for row in slots or ()):
+        raise UserError(f"SLOTS is {slots!r}; it is a list of tables, such as [{{'seed': 0}}, {{'seed': 1}}].")
+    lists = grid.values() if isinstance(grid, Mapping) else [grid]
+    if grid is not None and not all(isinstance(values, list | tuple) for values in lists):
+        raise UserError(f"GRID is {grid!r}; it is a table of lists, such as {{'seed': [0, 1]}}.")
     if slots is not None:
         rows = [dict(row) for row in slots]
     elif grid is not None:

@@ -1,5 +1,6 @@
 """T5X's checkpoint folders: a msgpack index `checkpoint`, and one Zarr array a parameter through TensorStore."""
 
+import math
 import re
 import shutil
 import uuid
@@ -11,11 +12,12 @@ import numpy as np
 import tensorstore as ts
 from flax import serialization, traverse_util
 
-from prompt_tuning.base_source import Source, Tensor
+from prompt_tuning.base_source import Source, Tensor, of_a_t5
 from prompt_tuning.errors import UserError
 from prompt_tuning.t5 import T5Config
 
 VERSION = 3  # of the format; before it, bfloat16 was stored as uint16
+SMALL, DENSEST = 1 << 24, 2000  # bytes that need no proof, and a bound on how much smaller compression makes zeros
 BIAS = "relpos_bias/rel_embedding"
 
 
@@ -38,13 +40,7 @@ def newest(path: str) -> str:
 
 def open_checkpoint(path: str, expected: T5Config | None = None) -> Source:
     """Opens `checkpoint_N`; sizes come from the tensors' shapes, the gate's activation from `expected` if given."""
-    contents = read_index(path)
-    version = contents.get("version", 0)
-    state = contents["optimizer"] if version else contents
-    target = state.get("target") if isinstance(state, dict) else None
-    if not isinstance(target, dict):
-        raise UserError(f"{path}/checkpoint has no entry `target`; it is not a T5X checkpoint of a model.")
-    target = target.get("params", target)
+    state, target = state_and_target(path, read_index(path))
     tensors = {name: tensor for name, tensor in open_tensors(path, target).items() if "prompt" not in name}
     tensors = _joined(_unscanned(path, tensors))
     return Source(path, _config(path, tensors, expected), tensors, step=step_of(state))
@@ -111,6 +107,16 @@ def read_index(path: str) -> dict[str, Any]:
     return contents
 
 
+def state_and_target(path: str, contents: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """An index's state and, in it, the tree of parameters. Raises UserError where they are missing."""
+    state = contents["optimizer"] if contents.get("version", 0) else contents
+    target = state.get("target") if isinstance(state, dict) else None
+    target = target.get("params", target) if isinstance(target, dict) else None
+    if not isinstance(target, dict):
+        raise UserError(f"{path}/checkpoint has no entry `target`; it is not a T5X checkpoint of a model.")
+    return state, target
+
+
 def open_tensors(path: str, target: dict[str, Any]) -> dict[str, Tensor]:
     """Every array below `target`; stores are opened together, as each costs a round trip on gs://."""
     try:
@@ -122,10 +128,28 @@ def open_tensors(path: str, target: dict[str, Any]) -> dict[str, Tensor]:
     for name, leaf in leaves.items():
         if name in opened:
             store = _wait(path, opened[name], f"the tensor {name}")
+            _refuse_more_than_held(path, name, store)
             found[name] = Tensor(tuple(store.shape), lambda at=..., store=store: _decoded(store[at].read().result()))
         elif isinstance(leaf, np.ndarray | np.generic):
             found[name] = Tensor(leaf.shape, lambda at=..., leaf=leaf: _decoded(np.asarray(leaf)[at]))
     return found
+
+
+def _refuse_more_than_held(path: str, name: str, store: ts.TensorStore) -> None:
+    """Raises UserError where a local array, or a chunk of it, claims far more than its files can hold.
+
+    TensorStore makes room first, and ends the process where there is none.
+    """
+    if path.startswith("gs://"):
+        return
+    folder = Path(store.kvstore.path)
+    held = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    chunk = store.chunk_layout.read_chunk.shape or ()
+    claimed = max(math.prod(store.shape), math.prod(chunk)) * store.dtype.numpy_dtype.itemsize
+    if claimed > max(SMALL, held * DENSEST):
+        raise UserError(
+            f"The tensor {name} in {path} claims {claimed:,} bytes, and its files hold {held:,}: copy it again."
+        )
 
 
 def _is_spec(leaf: Any) -> bool:
@@ -202,12 +226,20 @@ def _is_stacked(name: str) -> bool:
 
 def _alike(path: str, name: str, tensor: Tensor) -> bool:
     """Whether all layers have one table, as in every T5 that was not trained with scanned layers."""
-    try:
-        tables = tensor.read()
-    except (ValueError, OSError, NotImplementedError, RuntimeError) as error:
-        reason = str(error).splitlines()[0][:300]
-        raise UserError(f"The tensor {name} in {path} cannot be read ({reason}): copy it again.") from error
+    tables = numbers(path, name, tensor)
     return bool((tables == tables[:, :1]).all())
+
+
+def numbers(path: str, name: str, tensor: Tensor) -> np.ndarray:
+    """All of a tensor in float32. Raises UserError where its files do not hold it."""
+    try:
+        array = tensor.read()
+        if not jnp.issubdtype(array.dtype, jnp.floating):
+            raise ValueError(f"it holds {array.dtype}, not floating point")
+        return np.asarray(array, np.float32)
+    except (ValueError, OSError, NotImplementedError, RuntimeError, MemoryError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
+        raise UserError(f"The tensor {name} in {path} cannot be read ({reason}): copy it again.") from error
 
 
 def _joined(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -243,7 +275,8 @@ def _config(path: str, tensors: dict[str, Tensor], expected: T5Config | None) ->
     layers = lambda stack: (
         1 + max((int(m[1]) for name in tensors if (m := re.match(rf"{stack}/layers_(\d+)/", name))), default=-1)
     )
-    return T5Config(
-        vocab_size, emb_dim, heads, joined // heads, mlp_dim, layers("encoder"), layers("decoder"), activations,
+    config = T5Config(
+        vocab_size, emb_dim, heads, joined // max(heads, 1), mlp_dim, layers("encoder"), layers("decoder"), activations,
         logits_via_embedding="decoder/logits_dense/kernel" not in tensors, shared_relative_bias=shared,
     )  # fmt: skip
+    return of_a_t5(config, path)

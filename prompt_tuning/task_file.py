@@ -44,7 +44,7 @@ def open_task_file(path: str | Path, vocabulary: Vocabulary, lengths: Mapping[st
         settings = tomllib.loads(where.read_text("utf-8"))
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: byte {error.start + 1} is not UTF-8.") from None
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # Python's limit on digits is no TOMLDecodeError
         raise UserError(f"{path} is not TOML: {error}. It should look like:\n{EXAMPLE}") from None
     task = FileTask(where, _checked(where, settings), vocabulary, dict(lengths))
     vocabulary.check_labels(task.labels, lengths["targets"], str(path))

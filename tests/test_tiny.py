@@ -102,7 +102,7 @@ def test_pairs_of_words_tell_speech_and_questions_but_hardly_acceptability(name,
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
 
-    pairs = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\S+", sublinear_tf=True, min_df=2)
+    pairs = TfidfVectorizer(ngram_range=(1, 2), token_pattern=r"\S+", sublinear_tf=True, min_df=2)  # noqa: S106
     texts = {split: [row["sentence"] for row in shown(name, split)] for split in SPLITS}
     answers = {split: [row["label"] for row in shown(name, split)] for split in SPLITS}
     learner = LogisticRegression(C=3, max_iter=1000).fit(pairs.fit_transform(texts["train"]), answers["train"])

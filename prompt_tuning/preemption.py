@@ -25,8 +25,11 @@ class Stop:
 
     def __init__(self) -> None:
         self._wanted = threading.Event()
-        self._together = jax.distributed.is_initialized()
         self._old: dict[int, Any] = {}
+
+    @property
+    def _together(self) -> bool:
+        return jax.distributed.is_initialized()
 
     def __enter__(self) -> "Stop":
         if threading.current_thread() is threading.main_thread():

@@ -134,13 +134,13 @@ class Life:
         self.process.send_signal(signal.SIGKILL)
         self.process.wait()
         self._reader.join()
+        said = "".join(self.lines)
+        if "writes to" not in said:
+            return "starting: nothing said yet"
         if any(self.folder.glob("checkpoints/*tmp*")):
             return "a checkpoint half written"
         if any(self.folder.rglob(".*.part")):
             return "another file half written"
-        said = "".join(self.lines)
-        if "writes to" not in said:
-            return "starting: nothing said yet"
         if re.search(EVENTS[END], said):
             return "ending: the best prompts"
         told = [found for line in self.lines if (found := re.match(r" *(\d+)(/\d+)? ", line))]

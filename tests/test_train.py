@@ -73,12 +73,12 @@ def test_a_killed_run_resumes_to_the_bit(home, tmp_path):
 
 
 def test_sigterm_saves_and_stops(home, tmp_path):
-    stopped: list[int] = []
+    stopped: list[float] = []
 
     class AfterFirstLine:
         def write(self, text: str) -> int:
             if "first step after" in text and not stopped:
-                stopped.append(1)
+                stopped.append(time.monotonic())
                 os.kill(os.getpid(), signal.SIGTERM)
             return len(text)
 
@@ -93,8 +93,8 @@ def test_sigterm_saves_and_stops(home, tmp_path):
     finally:
         sys.stdout = old
     step = Checkpointer(tmp_path).latest
-    assert step is not None and step < 5000
-    assert stopped == [1]
+    assert step is not None and step <= 2, "the running step, and not one more"
+    assert len(stopped) == 1 and time.monotonic() - stopped[0] < 60
 
 
 def test_three_slots_of_a_grid_equal_three_runs(home, tmp_path):

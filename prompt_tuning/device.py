@@ -29,7 +29,7 @@ RULES = (
     ("relpos_buckets", None),
 )
 
-POSITIONS_AT_ONCE = 1024  # of a T5 small, on 2 cores; scripts/bench.py --rows_at_once
+POSITIONS_AT_ONCE = 2048  # of a T5 small, on 2 cores; scripts/bench.py --rows_at_once
 
 
 def make_mesh(model_parallel: int = 1) -> Mesh:

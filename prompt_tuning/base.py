@@ -26,17 +26,13 @@ Shardings = Callable[[T5Config], Any]  # from a config to a tree of jax.sharding
 
 WORKERS = 4  # tensors on the way from disk to device at once: what loading needs beside the model itself
 VOCABULARIES = ("spiece.model", "sentencepiece.model")
-SHIPPED = {  # bases that come with this project: LM-adapted, and as it was before
-    "tiny": Path(__file__).parent / "tiny" / "checkpoint_14000",
-    "tiny_unadapted": Path(__file__).parent / "tiny" / "checkpoint_11000",
-}
 
 
 @dataclasses.dataclass(frozen=True)
 class Base:
     """A frozen T5 and its identity."""
 
-    path: str  # the folder the weights were read from, or the name of a base that comes with this project
+    path: str  # the folder the weights were read from
     config: T5Config
     params: dict[str, Any]  # nested, under T5X's names
     digest: str  # the same for a T5X and a Hugging Face copy of the same float32 weights
@@ -50,7 +46,7 @@ def load_base(
     dtype: Any = jnp.float32,
     shardings: Shardings | None = None,
 ) -> Base:
-    """Loads a T5X `checkpoint_N` folder, a `MODEL_DIR` of such, a Hugging Face T5 folder, one on the hub, or "tiny".
+    """Loads a T5X `checkpoint_N` folder, a `MODEL_DIR` of such, a Hugging Face T5 folder or the name of one on the hub.
 
     Sizes are read from the files; `expected` must agree with them. Weights are stored as `dtype`, one tensor at a time:
     the host never holds more than `WORKERS` of them. Activations have `expected`'s dtype, or `dtype`.
@@ -67,8 +63,7 @@ def load_base(
     for name in sorted(flat):
         total.update(f"{name} {flat[name].shape} {digests[name]}\n".encode())
     params = traverse_util.unflatten_dict(flat, sep="/")
-    name = str(path) if path in SHIPPED else source.path
-    return Base(name, config, params, total.hexdigest(), source.step, vocabulary_beside(source.path))
+    return Base(source.path, config, params, total.hexdigest(), source.step, vocabulary_beside(source.path))
 
 
 def random_base(config: T5Config, seed: int, shardings: Shardings | None = None) -> Base:
@@ -82,8 +77,6 @@ def random_base(config: T5Config, seed: int, shardings: Shardings | None = None)
 def open_source(path: str | Path, expected: T5Config | None = None) -> Source:
     """Tells from what stands there which kind of base it is, and opens it without reading weights."""
     text = str(path).rstrip("/")
-    if text in SHIPPED:
-        return t5x_checkpoint.open_checkpoint(str(SHIPPED[text]), expected)
     if text.startswith("gs://"):
         return t5x_checkpoint.open_checkpoint(t5x_checkpoint.newest(text), expected)
     folder = Path(text).expanduser()
@@ -109,7 +102,7 @@ def open_source(path: str | Path, expected: T5Config | None = None) -> Source:
 
 _KINDS = (
     "A base is a T5X folder checkpoint_N (local or gs://), a Hugging Face T5 folder (config.json and"
-    " model.safetensors), a hub name such as google/t5-base-lm-adapt, or tiny, which comes with this project."
+    " model.safetensors), or a hub name such as google/t5-base-lm-adapt."
 )
 
 

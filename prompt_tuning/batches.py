@@ -46,8 +46,9 @@ class Feed(abc.ABC):
     def plan(self) -> layout.Shape:
         """The rows that the run's batches are packed into, planned from its first ones."""
         sample = [self.items(step) for step in range(SAMPLED)]
-        at_once: Any = self.run.rows_at_once or (None if self.run.tuning.whole_model else device.rows_at_once)
-        return layout.plan(sample, self.longest, self.run.packing, self.opened.mesh.shape["data"], at_once)
+        positions = None if self.run.tuning.whole_model else device.positions_at_once()
+        devices = self.opened.mesh.shape["data"]
+        return layout.plan(sample, self.longest, self.run.packing, devices, self.run.rows_at_once, positions)
 
     def batch(self, step: int, shape: layout.Shape) -> Batch:
         """The packed batch of one step."""

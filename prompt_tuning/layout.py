@@ -192,47 +192,63 @@ def plan(
     longest: tuple[int, int],
     packing: bool = True,
     multiple: int = 1,
-    at_once: int | Callable[[int], int | None] | None = None,
+    at_once: int | None = None,
+    positions: int | None = None,
 ) -> Shape:
-    """A shape for batches like these: the row length that costs least, and the row counts they need.
+    """A shape for batches like these: the row length, and the rows taken at a time, that cost least.
 
-    `longest` is the longest example (input and prompt; targets together) of all that will come. The cost of a row is
-    that of its positions plus that of its pairs of positions, which attention computes whether masked or not.
-    `multiple` divides every row count (devices of the data axis). `at_once` rows are computed at a time, or what it
-    makes of a row length; parts of a batch without examples are not computed, so that one R holds every batch.
+    `longest` is the longest example (input and prompt; targets together) of all that will come. `multiple` divides
+    every row count (devices of the data axis). `at_once` rows are taken at a time, or as many as is best of those with
+    no more than `positions`, or (neither given) all. Parts without examples are not computed, so that one R holds every
+    batch; without parts, R is one of two: of most of these batches, and of all.
     """
     length, target_length = (_round_up(n, m) for n, m in zip(longest, (16, 4), strict=True))
-    parts = at_once if callable(at_once) else lambda _: at_once
-    up = lambda n, shape: _round_up(n, shape.at_once or multiple)
-    most = max(map(len, batches))
-
-    def shaped(row_length: int, room: int, per_row: int | None) -> Shape:
-        each = parts(row_length)
-        shape = Shape(row_length, room, (1,), per_row, multiple, each and _round_up(each, multiple))
-        return dataclasses.replace(shape, rows=(up(most, shape),))  # which any batch fits
-
-    if not packing:
-        return shaped(length, target_length, 1)
+    lengths = sorted({length, *(s for s in range(128, 1025, 64) if s >= length)}) if packing else [length]
     best: tuple[float, Shape] | None = None
-    for row_length in sorted({length, *(s for s in range(128, 1025, 64) if s >= length)}):
-        unbounded = Shape(row_length, 1 << 30, (1,))
-        together = [
-            sum(batch[i].target_length for i in row) for batch in batches for row in assign_rows(batch, unbounded)
-        ]
-        room = max(target_length, _round_up(int(np.quantile(together, USUAL)), 4))
-        shape = shaped(row_length, room, None)
-        counts = [up(len(assign_rows(batch, shape)), shape) for batch in batches]
-        cost = float(np.mean(counts)) * row_length * (1 + row_length / POSITIONS_PER_PAIR)
-        if best is None or cost < best[0]:
-            usual, largest = int(np.ceil(np.quantile(counts, USUAL))), max(counts) + 1
-            rows = shape.rows if shape.at_once else tuple(sorted({up(usual, shape), up(largest, shape)}))
-            best = cost, dataclasses.replace(shape, rows=rows)
+    for row_length in lengths:
+        shape = Shape(row_length, target_length, (1,), None if packing else 1, multiple)
+        if packing:
+            shape = dataclasses.replace(shape, target_length=max(target_length, _target_room(batches, row_length)))
+        counts = np.array([_round_up(len(assign_rows(batch, shape)), multiple) for batch in batches])
+        for each in _choices(row_length, multiple, at_once, positions):
+            cost = float(np.mean([_cost(count, row_length, each) for count in counts]))
+            if best is None or cost < best[0]:
+                usual, largest = int(np.ceil(np.quantile(counts, USUAL))), int(counts.max()) + packing
+                rows = [max(map(len, batches))] if each else [usual, largest]
+                rows = sorted({_round_up(n, each or multiple) for n in rows})
+                best = cost, dataclasses.replace(shape, rows=tuple(rows), at_once=each)
     assert best is not None
     return best[1]
 
 
+def _target_room(batches: Sequence[Sequence[Item]], row_length: int) -> int:
+    """What the targets of most rows take."""
+    shape = Shape(row_length, 1 << 30, (1,))
+    rows = [sum(batch[i].target_length for i in row) for batch in batches for row in assign_rows(batch, shape)]
+    return _round_up(int(np.quantile(rows, USUAL)), 4)
+
+
+def _choices(row_length: int, multiple: int, at_once: int | None, positions: int | None) -> Sequence[int | None]:
+    if at_once:
+        return [_round_up(at_once, multiple)]
+    if positions:
+        return range(multiple, max(positions // row_length, multiple) + 1, multiple)
+    return [None]
+
+
+def _cost(rows: int, row_length: int, at_once: int | None) -> float:
+    """Of a step, in positions: a row costs that of its positions and of its pairs of positions, a part something more.
+
+    Attention computes every pair of a row's positions, whether masked or not.
+    """
+    one = row_length * (1 + row_length / POSITIONS_PER_PAIR)
+    return -(-rows // at_once) * (POSITIONS_PER_PART + at_once * one) if at_once else rows * one
+
+
 USUAL = 0.9  # share of batches, and of rows, that what is planned for them holds
-POSITIONS_PER_PAIR = 512.0  # row length at which attention costs as much as everything else (T5 small on a CPU)
+# Of a T5 small on a CPU:
+POSITIONS_PER_PAIR = 512.0  # row length at which attention costs as much as everything else
+POSITIONS_PER_PART = 868.0  # what every part costs beside its rows
 
 
 def _round_up(n: int, multiple: int) -> int:

@@ -47,7 +47,7 @@ def measure(
     """Mean over `steps` steps, after a first one, of `slots` prompts that are each trained on `batch` examples."""
     groups = [_items(text, batch, slots, step) for step in range(steps + 1)]
     longest = max(item.length for group in groups for item in group), TARGET
-    shape = layout.plan(groups, longest, at_once=rows_at_once or device.rows_at_once)
+    shape = layout.plan(groups, longest, at_once=rows_at_once, positions=device.positions_at_once())
     shape = shape if shape.at_once else dataclasses.replace(shape, rows=shape.rows[-1:])
     batches = [layout.pack(group, shape, PROMPT) for group in groups]
     state, optimizer = _start(config, slots)

@@ -1,4 +1,4 @@
-"""T5's objectives without labels, over C4 or over plain text files: prefix LM (LM adaptation) and span corruption.
+"""T5's objectives without labels, over C4 or plain text files: prefix LM (LM adaptation), span corruption, deshuffling.
 
 The plain text files are DATA_DIR/corpus/*.txt, also compressed (.gz, .xz), one document a line; files whose name starts
 with "validation" are the validation split.
@@ -139,12 +139,38 @@ def span_corruption(
             "targets": replace_spans(tokens, ~noise, first_sentinel),
         }
 
+    return corrupt(pieces(joined(dataset), length).filter(_two_tokens))
+
+
+def joined(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """MERGE documents at a time as one."""
+
     def merge(batch):
         tokens = batch["targets"]
         return {"targets": tokens.flat_values if isinstance(tokens, tf.RaggedTensor) else tf.reshape(tokens, [-1])}
 
-    merged = random_chunk(dataset).ragged_batch(MERGE).map(merge, num_parallel_calls=tf.data.AUTOTUNE)
-    return corrupt(pieces(merged, length).filter(_two_tokens))
+    return random_chunk(dataset).ragged_batch(MERGE).map(merge, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def deshuffling(
+    dataset: tf.data.Dataset, sequence_length: Mapping[str, int], share: float = 0.3, reach: float = 4.0
+) -> tf.data.Dataset:
+    """Tokens out of their places are to be put back: a `share` of them moved on by up to `reach` places.
+
+    T5's deshuffling (Raffel et al. 2020, §3.3.1) with the text's order kept at large, as a decoder learns from it
+    early to look at the encoder.
+    """
+
+    @seqio.map_over_dataset(num_seeds=2)
+    def shuffle(example, seeds):
+        tokens = example["targets"]
+        count = tf.shape(tokens)
+        moved = tf.random.stateless_uniform(count, seeds[0]) < share
+        by = tf.where(moved, tf.random.stateless_uniform(count, seeds[1], 0.0, reach), 0.0)
+        order = tf.argsort(tf.cast(tf.range(count[0]), tf.float32) + by, stable=True)
+        return {"inputs": tf.gather(tokens, order), "targets": tokens}
+
+    return shuffle(pieces(joined(dataset), min(sequence_length.values()) - 1).filter(_two_tokens))
 
 
 def lengths_without_padding(inputs_length: int, density: float, mean_span: float) -> tuple[int, int]:
@@ -189,7 +215,7 @@ def replace_spans(tokens: tf.Tensor, gone: tf.Tensor, first_sentinel: int) -> tf
 
 
 def objectives() -> None:
-    """The four tasks; EOS ends both texts.
+    """Prefix LM, span corruption and deshuffling; EOS ends both texts.
 
     c4_prefix_lm
       inputs:  Beginners BBQ Class Taking Place in Missoula! Do you want to get better at
@@ -197,6 +223,9 @@ def objectives() -> None:
     c4_span_corruption
       inputs:  Beginners BBQ Class <extra_id_0> in Missoula! Do you want to get better at making <extra_id_1> BBQ?
       targets: <extra_id_0> Taking Place<extra_id_1> delicious
+    text_deshuffling
+      inputs:  Beginners Class BBQ Taking in Place Missoula!
+      targets: Beginners BBQ Class Taking Place in Missoula!
     text_prefix_lm, text_span_corruption: the same over the files in DATA_DIR/corpus
     """
     c4 = Source("c4/en:2.2.0", {"train": "train", "validation": "validation"})
@@ -205,6 +234,7 @@ def objectives() -> None:
         ("c4_span_corruption", c4, span_corruption),
         ("text_prefix_lm", TextFiles(), prefix_lm),
         ("text_span_corruption", TextFiles(), span_corruption),
+        ("text_deshuffling", TextFiles(), deshuffling),
     ):
         seqio.TaskRegistry.add(
             name,

@@ -335,6 +335,18 @@ def test_prefix_lm_splits_each_document_in_two(corpus, vocabulary):
     assert len({len(examples.inputs[i]) for i in range(0, len(examples), 2)}) > 5  # the place is drawn anew each time
 
 
+def test_deshuffling_moves_some_tokens_a_few_places(corpus, vocabulary):
+    task = open_mixture("text_deshuffling", vocabulary, {"inputs": 32, "targets": 32}, data_dir=corpus).tasks[0]
+    examples = task.load("train")
+    shuffled, text = examples.inputs[0][:-1].tolist(), examples.targets[0][:-1].tolist()
+    assert text == vocabulary.encode("the quick brown fox jumps over the lazy dog")[:31]
+    assert sorted(shuffled) == sorted(text)
+    out_of_place = [np.mean(examples.inputs[i] != examples.targets[i]) for i in range(len(examples))]
+    assert 0.2 < np.mean(out_of_place) < 0.8
+    first = [i for i in range(len(examples)) if examples.targets[i][0] == text[0]]
+    assert all(text[0] in examples.inputs[i][:5] for i in first)
+
+
 def test_span_corruption_can_be_undone(corpus, vocabulary):
     task = open_mixture("text_span_corruption", vocabulary, {"inputs": 64, "targets": 32}, data_dir=corpus).tasks[0]
     examples = task.load("train")

@@ -56,8 +56,9 @@ def frozen_shardings(config: T5Config, mesh: Mesh) -> Any:
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     """The one step from host to device: rows over the data axis, what is told of examples everywhere."""
-    rows, everywhere = (NamedSharding(mesh, PartitionSpec(*axes)) for axes in (("data",), ()))
-    return _put(batch, Batch(*(rows if array.ndim == 2 else everywhere for array in batch)))
+    axes = (None, "data") if batch.in_parts else ("data",)
+    rows, everywhere = NamedSharding(mesh, PartitionSpec(*axes)), NamedSharding(mesh, PartitionSpec())
+    return _put(batch, Batch(*(rows if array.ndim > len(axes) else everywhere for array in batch)))
 
 
 def put_everywhere(tree: Any, mesh: Mesh) -> Any:

@@ -195,12 +195,10 @@ def _step(opened: Opened) -> Iterator[Finding]:
     optimizer, feed = way.optimizer(opened), way.feed(opened)
     state, frozen = train.first_state(opened, optimizer)
     before = split.digest(frozen)
-    shape = feed.plan()
     pure = functools.partial(
         train_step, model=opened.model, optimizer=optimizer, dropout_rate=run.dropout_rate, z_loss=run.z_loss,
-        at_once=shape.at_once,
     )  # fmt: skip
-    batch = device.put_batch(feed.batch(0, shape), opened.mesh)
+    batch = device.put_batch(feed.batch(0, feed.plan()), opened.mesh)
     _, metrics = jax.device_get(jax.jit(pure, donate_argnames="state")(state, frozen, batch))
     for k, slot in enumerate(opened.slots):
         norm, took = float(metrics["gradient_norm"][k]), bool(metrics["took"][k])

@@ -71,13 +71,17 @@ class Shape:
     per_row: int | None = None  # at most so many examples a row; 1 is no packing
     multiple: int = 1  # divides every R: devices of the data axis
     at_once: int | None = None  # rows that a step takes at a time, which divide every R; None: all
+    part_examples: int | None = None  # at most so many examples in the rows that are taken at a time; None: any number
 
 
 Ints = Any  # int32, of numpy on the host and of JAX on the device
 
 
 class Batch(NamedTuple):
-    """Packed rows (R S and R L), what stands in them, and whose each example (N) and each target (M) is."""
+    """Packed rows (R S and R L), what stands in them, and whose each example (N) and each target (M) is.
+
+    A batch in parts has one axis more in front.
+    """
 
     encoder_tokens: Ints  # [R S]
     prompt_rows: Ints  # [R S] -1, or a row of the flattened bank
@@ -92,11 +96,22 @@ class Batch(NamedTuple):
     example_numbers: Ints  # [N]
     target_examples: Ints  # [M]
 
-    def padding(self, shape: Shape) -> float:
+    @property
+    def in_parts(self) -> bool:
+        """Whether parts of it are to be taken one after another."""
+        return self.encoder_tokens.ndim == 3
+
+    @property
+    def rows(self) -> int:
+        """R, of all parts together."""
+        return int(np.prod(self.encoder_tokens.shape[:-1]))
+
+    @property
+    def padding(self) -> float:
         """Share of the encoder positions that are computed and hold nothing."""
-        rows = (self.encoder_segments > 0).any(1).sum()
-        computed = _round_up(int(rows), shape.at_once) if shape.at_once else len(self.encoder_segments)
-        return 1 - float((self.encoder_segments > 0).sum()) / max(computed * shape.row_length, 1)
+        held = self.encoder_segments > 0
+        computed = held[held.any((1, 2))] if self.in_parts else held
+        return 1 - float(computed.mean()) if computed.size else 1.0
 
 
 def assign_rows(items: Sequence[Item], shape: Shape) -> list[list[int]]:
@@ -125,20 +140,50 @@ def assign_rows(items: Sequence[Item], shape: Shape) -> list[list[int]]:
 def pack(items: Sequence[Item], shape: Shape, bank_length: int = 0, examples: int | None = None) -> Batch:
     """Lays a batch out in the fewest of `shape.rows` that hold it (or a few more rows if none does).
 
-    `bank_length` is P of the bank, `examples` is N if the batch may be smaller than that (a last batch).
-    Raises ValueError for an item longer than a row.
+    `bank_length` is P of the bank, `examples` is N if the batch may be smaller than that (a last batch). With
+    `shape.at_once`, the batch is in parts of so many rows, each a batch of its own, on a new first axis of every array;
+    parts that hold something come first. Raises ValueError for an item longer than a row.
     """
     for i, item in enumerate(items):
         if item.length > shape.row_length or item.target_length > shape.target_length:
             found = f"{item.length} + {item.target_length}"
             raise ValueError(f"example {i} has {found} positions, a row {shape.row_length} + {shape.target_length}")
     rows = assign_rows(items, shape)
-    count = next((r for r in shape.rows if r >= len(rows)), _round_up(len(rows), shape.at_once or 4 * shape.multiple))
-    stands = _in_parts(count, shape.at_once or count)
-    n = examples or len(items)
+    if shape.at_once is None:
+        count = next((r for r in shape.rows if r >= len(rows)), _round_up(len(rows), 4 * shape.multiple))
+        return _written(items, rows, count, shape, bank_length, examples or len(items))
+    parts = _in_parts(rows, shape.at_once, shape.part_examples or len(items))
+    parts += [[]] * (shape.rows[-1] // shape.at_once - len(parts))
+    most = shape.part_examples or len(items)
+    return Batch(*map(np.stack, zip(*(_part(items, p, shape, bank_length, most) for p in parts), strict=True)))
+
+
+def _in_parts(rows: list[list[int]], at_once: int, examples: int) -> list[list[list[int]]]:
+    """The rows in order, as parts of at most so many rows and examples."""
+    parts: list[list[list[int]]] = []
+    held = 0
+    for row in rows:
+        if not parts or len(parts[-1]) == at_once or held + len(row) > examples:
+            parts, held = [*parts, []], 0
+        parts[-1].append(row)
+        held += len(row)
+    return parts
+
+
+def _part(items: Sequence[Item], rows: list[list[int]], shape: Shape, bank_length: int, examples: int) -> Batch:
+    """Some of the rows as a batch of their own examples."""
+    own = [items[i] for row in rows for i in row]
+    numbers = iter(range(len(own)))
+    renumbered = [[next(numbers) for _ in row] for row in rows]
+    return _written(own, renumbered, shape.at_once or len(rows), shape, bank_length, examples)
+
+
+def _written(
+    items: Sequence[Item], rows: list[list[int]], count: int, shape: Shape, bank_length: int, examples: int
+) -> Batch:
     targets_each = max((len(item.targets) for item in items), default=1)
-    batch = _empty(count, shape, n, n * targets_each)
-    for r, row in zip(stands, rows, strict=False):
+    batch = _empty(count, shape, examples, examples * targets_each)
+    for r, row in enumerate(rows):
         at = target_at = 0
         for i in row:
             at = _write_input(batch, r, at, i, items[i], bank_length)
@@ -148,14 +193,6 @@ def pack(items: Sequence[Item], shape: Shape, bank_length: int = 0, examples: in
         batch.example_slots[i], batch.example_numbers[i] = item.slot, item.number
         batch.target_examples[i * targets_each : (i + 1) * targets_each] = i
     return batch
-
-
-def _in_parts(rows: int, at_once: int) -> np.ndarray:
-    """Where the rows of the first part stand, then those of the second: part i of n is the rows i, i + n, i + 2n, ...
-
-    So every device, which holds a run of neighbouring rows, has its share of every part.
-    """
-    return np.arange(rows).reshape(at_once, -1).T.reshape(-1)
 
 
 def _empty(rows: int, shape: Shape, examples: int, targets: int) -> Batch:
@@ -218,7 +255,12 @@ def plan(
                 rows = sorted({_round_up(n, each or multiple) for n in rows})
                 best = cost, dataclasses.replace(shape, rows=tuple(rows), at_once=each)
     assert best is not None
-    return best[1]
+    shape = best[1]
+    if shape.at_once is None:
+        return shape
+    parts = [part for batch in batches for part in _in_parts(assign_rows(batch, shape), shape.at_once, 1 << 30)]
+    most = max((sum(map(len, part)) for part in parts), default=1)
+    return dataclasses.replace(shape, part_examples=_round_up(most + 1, 4))
 
 
 def _target_room(batches: Sequence[Sequence[Item]], row_length: int) -> int:

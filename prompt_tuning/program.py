@@ -29,7 +29,7 @@ class Program:
 
     def __call__(self, state: TrainState, frozen: split.Params, batch: Batch) -> tuple[TrainState, Any]:
         """The next state and the step's metrics."""
-        rows = len(batch.encoder_tokens)
+        rows = batch.rows
         if rows not in self._compiled:
             self._compiled[rows] = self._compile(state, frozen, batch)
         return self._compiled[rows](state, frozen, batch)
@@ -38,7 +38,7 @@ class Program:
         started, again = time.monotonic(), " again" if self._compiled else ""
         compiled = self._step.lower(state, frozen, batch).compile()
         seconds, memory = time.monotonic() - started, bytes_in_words(needed(compiled))
-        self._say(f"compiled{again} for {len(batch.encoder_tokens)} rows in {seconds:.0f} s; a step needs {memory}")
+        self._say(f"compiled{again} for {batch.rows} rows in {seconds:.0f} s; a step needs {memory}")
         return compiled
 
 

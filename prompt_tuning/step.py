@@ -1,7 +1,6 @@
 """The pure steps: train on a packed batch, score targets; one way for prompt tuning, model tuning and pretraining."""
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -95,33 +94,32 @@ def train_step(
     optimizer: Optimizer,
     dropout_rate: float = 0.1,
     z_loss: float = 1e-4,
-    at_once: int | None = None,
 ) -> tuple[TrainState, dict[str, Array]]:
     """One update of what is trainable; a slot's gradient comes from its own examples only.
 
-    With `at_once`, which divides R, so many rows go through the model at a time, for less memory and less padding:
-    parts of the batch that hold no example are not computed. The metrics are each slot's mean loss a target token, the
+    A batch in parts goes through the model part by part, for less memory and less padding: those that hold no example
+    are not computed. The metrics are each slot's mean loss a target token, the
     norm of its gradient, whether it took the step, and how many in a row it did not: one whose loss, gradient or new
     prompt is no finite number stays as it was, for good after GIVEN_UP times.
     """
-    dropout = dropout_of(state, batch, dropout_rate)
     sane = _sane(state.trainable, model.slots)
     start = _without(~sane, state.trainable)
 
     def total(trainable: split.Params, part: Batch) -> tuple[Float[Array, ""], Any]:
-        params = split.merge(trainable, frozen)
+        params, dropout = split.merge(trainable, frozen), dropout_of(state, part, dropout_rate)
         losses, tokens = slot_losses(params, part, model=model, z_loss=z_loss, dropout=dropout)
         return losses.sum(), (losses, tokens)
 
     differentiate = jax.grad(total, has_aux=True)
-    if at_once is None or at_once == len(batch.encoder_tokens):
-        gradient, (losses, tokens) = differentiate(start, batch)
-    else:
-        part, parts = _in_parts(batch, at_once)
+    if batch.in_parts:
         none = jnp.zeros((model.slots,))
         zero = jax.tree.map(jnp.zeros_like, state.trainable), (none, none)
+        part = lambda i: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), batch)
         add = lambda i, sums: jax.tree.map(jnp.add, sums, differentiate(start, part(i)))
-        gradient, (losses, tokens) = jax.lax.fori_loop(0, parts, add, zero)
+        filled = (batch.encoder_segments > 0).any((1, 2)).sum()
+        gradient, (losses, tokens) = jax.lax.fori_loop(0, filled, add, zero)
+    else:
+        gradient, (losses, tokens) = differentiate(start, batch)
     mean, norm = losses / jnp.maximum(tokens, 1), _slot_norms(gradient, model.slots)
     new = optimizer.update(gradient, state.opt_state, start, state.step)
     sound = sane & jnp.isfinite(mean) & jnp.isfinite(norm) & _sane(new[0], model.slots)
@@ -150,16 +148,6 @@ def _without(slots: Bool[Array, "K"], trainable: split.Params) -> split.Params:
         return trainable
     bank = trainable["prompt"]["bank"]
     return trainable | {"prompt": {"bank": jnp.where(slots[:, None, None], 0.0, bank)}}
-
-
-def _in_parts(batch: Batch, rows: int) -> tuple[Callable[[Any], Batch], Int[Array, ""]]:
-    """The i-th part of a batch, of `rows` rows as `layout` spreads them, and how many parts hold an example."""
-    cut = lambda x: jnp.swapaxes(x.reshape(rows, -1, *x.shape[1:]), 0, 1)
-    in_rows = {name: cut(jnp.asarray(x)) for name, x in zip(Batch._fields, batch, strict=True) if x.ndim == 2}
-    part = lambda i: batch._replace(
-        **{name: jax.lax.dynamic_index_in_dim(x, i, 0, False) for name, x in in_rows.items()}
-    )
-    return part, (in_rows["encoder_segments"] > 0).any((1, 2)).sum()
 
 
 def _slot_norms(gradient: split.Params, slots: int) -> Float[Array, "K"]:

@@ -110,7 +110,6 @@ def _periods(
         return
     pure = functools.partial(
         train_step, model=opened.model, optimizer=optimizer, dropout_rate=run.dropout_rate, z_loss=run.z_loss,
-        at_once=shape.at_once,
     )  # fmt: skip
     step = Program(pure, state, lambda line: log.say(line, "dim"))
     window: list[tuple[Any, float, float]] = []
@@ -119,7 +118,7 @@ def _periods(
             if n == first and stop.is_set():  # compiling would take long, and nothing is to be saved
                 return
             state, metrics = step(state, frozen, device.put_batch(batch, opened.mesh))
-            window.append((metrics, batch.padding(shape), waited))
+            window.append((metrics, batch.padding, waited))
             done = n + 1
             if done == first + 1:
                 jax.block_until_ready(state)
@@ -186,8 +185,8 @@ def _ledger(opened: Opened, feed: Feed, shape: layout.Shape, state: TrainState, 
         "trainable": f"{trainable:,} parameters, {bytes_in_words(4 * trainable)} ({share:.4%})",
         "devices": device.describe(),
         "examples": feed.described,
-        "batch": f"{len(opened.slots)} x {run.batch_size} examples in {len(batch.encoder_tokens)} rows of"
-        f" {shape.row_length} positions, {batch.padding(shape):.0%} padding",
+        "batch": f"{len(opened.slots)} x {run.batch_size} examples in {batch.rows} rows of"
+        f" {shape.row_length} positions, {batch.padding:.0%} padding",
         "writes to": str(run.folder),
     }
     if first:

@@ -52,7 +52,7 @@ def measure(
     batches = [layout.pack(group, shape, PROMPT) for group in groups]
     state, optimizer = _start(config, slots)
     frozen = jax.tree.map(lambda leaf: leaf.astype(config.dtype), random_base(config, 0).params)
-    pure = functools.partial(train_step, model=Model(config, slots, PROMPT), optimizer=optimizer, at_once=shape.at_once)
+    pure = functools.partial(train_step, model=Model(config, slots, PROMPT), optimizer=optimizer)
     started = time.perf_counter()
     step = jax.jit(pure, donate_argnums=0, compiler_options=device.compiler_options())
     step = step.lower(state, frozen, batches[0]).compile()
@@ -69,7 +69,7 @@ def measure(
     second, peak = statistics.fmean(seconds), statistics.median(peaks)
     return {
         "examples_per_s": slots * batch / second, "tokens_per_s": statistics.fmean(tokens) / second,
-        "padding": statistics.fmean(one.padding(shape) for one in batches[1:]),
+        "padding": statistics.fmean(one.padding for one in batches[1:]),
         "gflops": statistics.fmean(work) / second / 1e9, "of_peak": statistics.fmean(work) / second / peak,
         "memory_gib": (device.peak_memory() or 0) / 2**30, "planned_gib": needed(step) / 2**30, "compile_s": compile_s,
         "save_kb": sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e3, "seconds": second,

@@ -22,7 +22,7 @@ def stepped(model_parallel: int | None, at_once: int | None = None) -> tuple[np.
     """Losses and prompts after two steps, on 8 devices or (None) on one."""
     optimizer = optim.over_slots(optim.adafactor, LENGTHS, [0.3, 0.1])
     state, frozen = start_state(random_bank(LENGTHS), optimizer, [0, 1]), random_params(EIGHT)
-    pure = functools.partial(train_step, model=Model(EIGHT, 2, 7), optimizer=optimizer, at_once=at_once)
+    pure = functools.partial(train_step, model=Model(EIGHT, 2, 7), optimizer=optimizer)
     shape = layout.Shape(48, 16, (16,), at_once=at_once)
     batches = [layout.pack(random_items(10, LENGTHS, seed, EIGHT.vocab_size), shape, 7) for seed in (0, 1)]
     context = contextlib.nullcontext()

@@ -106,7 +106,7 @@ def test_taking_a_few_rows_at_once_changes_only_the_memory(dropout_rate):
     for at_once in (None, 2):
         batch = layout.pack(random_items(5, lengths), layout.Shape(48, 16, (12,), at_once=at_once), 7)
         state = start_state(bank, optimizer, [0, 1])
-        found.append(jax.jit(functools.partial(step, at_once=at_once))(state, random_params(), batch))
+        found.append(jax.jit(step)(state, random_params(), batch))
     (whole, metrics), (parts, others) = found
     np.testing.assert_allclose(metrics["loss"], others["loss"], rtol=1e-5)
     np.testing.assert_allclose(
@@ -114,24 +114,32 @@ def test_taking_a_few_rows_at_once_changes_only_the_memory(dropout_rate):
     )
 
 
-def test_rows_taken_together_stand_on_every_device_and_empty_parts_come_last():
+def test_parts_hold_their_own_examples_and_empty_ones_come_last():
     items = [layout.Item(np.full(8, 5, np.int32), [np.array([6, 1], np.int32)], 0, n) for n in range(10)]
     shape = layout.plan([items], (8, 2), packing=False, multiple=2, at_once=3)
-    assert (shape.at_once, shape.rows) == (4, (12,))
-    filled = layout.pack(items, shape).encoder_segments[:, 0].reshape(4, 3).T  # [part, row of the part]
-    assert filled.tolist() == [[1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 0, 0]]
-    assert layout.pack(items[:7], shape).padding(shape) == pytest.approx(1 - 7 * 8 / (8 * 16))
+    assert (shape.at_once, shape.rows, shape.part_examples) == (4, (12,), 8)
+    batch = layout.pack(items, shape)
+    assert batch.in_parts and batch.rows == 12
+    assert batch.encoder_segments[:, :, 0].tolist() == [[1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 0, 0]]
+    assert batch.example_numbers[:, :4].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 0]]
+    assert layout.pack(items[:7], shape).padding == pytest.approx(1 - 7 * 8 / (8 * 16))
+
+
+def test_a_part_that_holds_as_many_examples_as_it_can_leaves_the_next_row_to_another():
+    items = [layout.Item(np.full(4, 5, np.int32), [np.array([6, 1], np.int32)], 0, n) for n in range(12)]
+    shape = layout.Shape(16, 8, (4,), at_once=2, part_examples=7)
+    batch = layout.pack(items, shape)
+    assert [int(part.max()) for part in batch.encoder_segments] == [4, 4, 4]
+    assert batch.example_slots.shape == (3, 7)
 
 
 def test_a_batch_of_fewer_rows_runs_the_same_program():
-    optimizer, shape = optim.over_slots(optim.adafactor, [7], [0.3]), layout.Shape(48, 16, (12,), at_once=2)
-    step = functools.partial(train_step, model=Model(TINY, 1, 7), optimizer=optimizer, at_once=2)
-    program = jax.jit(step)
+    optimizer = optim.over_slots(optim.adafactor, [7], [0.3])
+    shape = layout.Shape(48, 16, (12,), at_once=2, part_examples=10)
+    program = jax.jit(functools.partial(train_step, model=Model(TINY, 1, 7), optimizer=optimizer))
     state = start_state(random_bank([7]), optimizer, [0])
     for count in (12, 3):
-        items = random_items(count, [7])
-        given = layout.pack(items, shape, 7, examples=12)._replace(target_examples=np.zeros(12, np.int32))
-        program(state, random_params(), given)
+        program(state, random_params(), layout.pack(random_items(count, [7]), shape, 7))
     assert program._cache_size() == 1
 
 

@@ -60,7 +60,15 @@ def save_safetensors(path: Path, prompt: Prompt) -> None:
     vectors = np.ascontiguousarray(prompt.vectors, np.float32)
     data = save({"prompt": vectors}, metadata=card | {SEAL: _seal(vectors, card)})
     with replacing(path) as file:
-        file.write(data)
+        file.write(_in_order(data))
+
+
+def _in_order(data: bytes) -> bytes:
+    """The same file with its header sorted, so that equal prompts are equal files: safetensors draws its order."""
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
 def find(place: str | Path) -> Path:

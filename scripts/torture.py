@@ -79,6 +79,7 @@ def prepare(folder: Path, steps: int, period: int) -> list[str]:
         "EVAL_PERIOD": period, "LOG_PERIOD": max(1, period // 3), "PROMPT_LENGTH": 4, "BATCH_SIZE": 8,
         "EVAL_BATCH_SIZE": 128, "TASK_FEATURE_LENGTHS": LENGTHS, "JAX_CACHE_DIR": folder / "cache",
         "GRID": {"seed": [0, 1]},
+        "rank.content_free": ["sentence: so"],  # without it, a random model gives every text one label
     }  # fmt: skip
     (folder / NO_TENSORBOARD / "clu").mkdir(parents=True)
     (folder / NO_TENSORBOARD / "clu" / "__init__.py").write_text("raise ImportError\n")

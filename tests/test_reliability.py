@@ -130,6 +130,8 @@ def test_a_damaged_prompt_is_refused(tmp_path):
     prompt_file.save_safetensors(path, prompt_file.Prompt(random_bank([4])[0], card))
     whole = path.read_bytes()
     assert prompt_file.load(path).card == card
+    prompt_file.save_safetensors(path, prompt_file.load(path))
+    assert path.read_bytes() == whole, "equal prompts are equal files"
     for place in (whole.index(b"negative"), len(whole) - 30):
         path.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
         with pytest.raises(UserError, match="is damaged"):

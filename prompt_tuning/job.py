@@ -15,8 +15,8 @@ import jax
 from prompt_tuning.errors import UserError
 
 MEETING = 300  # seconds that processes wait for the last one to start
-HEARTBEAT = 30  # seconds without a sign of life until a process counts as lost
-LEAVING = 120  # seconds that a process waits at the end for the others, which may still write
+HEARTBEAT = 100  # seconds without a sign of life until a process counts as lost; a dead one is noticed at once
+LEAVING = 60  # seconds that leaving takes at most, when all have come to the end
 LOST = ("gloo", "nccl", "connection closed", "connection reset", "heartbeat", "coordination service", "barrier",
         "unavailable", "deadline_exceeded", "another task died")  # fmt: skip
 
@@ -98,6 +98,7 @@ def leave(code: int) -> int:
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)  # JAX would wait for the others, and they for this one
+    together("the end")  # however long process 0 still writes
     jax.distributed.shutdown()
     return code
 

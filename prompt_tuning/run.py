@@ -138,7 +138,7 @@ class Run:
             from prompt_tuning.tuning import PromptTuning  # which stands on this room
 
             object.__setattr__(self, "tuning", PromptTuning())
-        if not hasattr(self.tuning, "whole_model"):
+        if isinstance(self.tuning, type) or not hasattr(self.tuning, "whole_model"):
             raise UserError(f"TUNING is {self.tuning!r}; it is @PromptTuning(), @ModelTuning() or @Pretraining().")
         if not isinstance(self.dropout_rate, int | float) or not 0 <= self.dropout_rate < 1:
             raise UserError(f"DROPOUT_RATE is {self.dropout_rate!r}; it is from 0 (off) to below 1.")

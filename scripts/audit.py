@@ -23,7 +23,7 @@ def main() -> int:
         print(f"not audited: the service did not answer within {SECONDS} s")
         return 0
     except ValueError:
-        print(f"not audited: {(done.stderr.strip().splitlines() or ['pip-audit said nothing'])[-1]}")
+        print(f"not audited: {(done.stderr.strip().splitlines() or ['pip-audit said nothing'])[-1]:.160}")
         return 0
     known = [package for package in packages if "skip_reason" not in package]
     if not known:

@@ -4,7 +4,7 @@
 
 Where atheris is installed (pip install atheris) inputs are led by coverage of this package, else drawn at random; both
 change valid files with and without understanding of their formats. Ends with 1 if anything but UserError was raised, a
-process died, or one ran out of its 3 GiB of memory or its 60 seconds for an input; FOLDER then gets the inputs.
+process died, or one ran out of its 3 GiB of memory or its 10 minutes for an input; FOLDER then gets the inputs.
 """
 
 import argparse
@@ -36,6 +36,7 @@ else:
 from prompt_tuning import t5  # noqa: E402 - what is led by coverage is imported first
 
 MEMORY = 3 << 30
+SECONDS = 600  # for one input
 IN_MEMORY = "/dev/shm"  # noqa: S108 - where a folder of its own is made
 FAULTS = 3  # the exit code of a process that found some
 LONGEST = 150_000  # bytes of an input
@@ -106,7 +107,7 @@ def _by_coverage(tried: Tried, valid: list[bytes], seed: int) -> None:
     corpus.mkdir()
     for n, data in enumerate(valid):
         (corpus / str(n)).write_bytes(data)
-    limits = ["-timeout=60", "-rss_limit_mb=0", f"-max_len={LONGEST}"]
+    limits = [f"-timeout={SECONDS}", "-rss_limit_mb=0", f"-max_len={LONGEST}", f"-artifact_prefix={tried.folder}/"]
     flags = [f"-runs={10**9}", f"-seed={seed + 1}", "-verbosity=0", *limits, str(corpus)]
     atheris.Setup([sys.argv[0], *flags], tried.one, custom_mutator=change)
     atheris.Fuzz()

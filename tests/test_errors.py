@@ -44,6 +44,10 @@ MISTAKES = {
     "slots and a grid": ({"GRID": {"seed": [1]}, "SLOTS": [{"seed": 1}]}, "Set one of them"),
     "a prompt file that is not there": ({"PROMPT_INIT": "@from_file", "PROMPT_FILE": "/no/p.npy"}, "/no/p.npy"),
     "lengths without targets": ({"TASK_FEATURE_LENGTHS": {"inputs": 5}}, "TASK_FEATURE_LENGTHS"),
+    "a tuning that is not made": ({"TUNING": "@ModelTuning"}, "TUNING is"),
+    "a dropout rate that is no number": ({"DROPOUT_RATE": "low"}, "DROPOUT_RATE is 'low'"),
+    "slots that are no tables": ({"SLOTS": ["a"]}, "list of tables"),
+    "a grid that is no table": ({"GRID": {"seed": 1}}, "table of lists"),
     "a learning rate that is no number": ({"LEARNING_RATE": "fast"}, "LEARNING_RATE"),
 }  # fmt: skip
 

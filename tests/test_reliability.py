@@ -283,12 +283,12 @@ def test_a_run_says_which_examples_were_unsound_and_goes_on_with_the_other_slots
     grid = {"learning_rate": [0.3, 1e30]}
     assert cli.main(["train", *flags(home, tmp_path, GRID=grid, TRAIN_STEPS=12, EVAL_PERIOD=6)]) == 0
     said = capsys.readouterr().out
-    assert "films-lr1e+30: step 1 left out" in said and "training examples, from 0: films " in said
+    assert "films-lr1e_30: step 1 left out" in said and "training examples, from 0: films " in said
     assert "10 steps in a row left out; it stays as it was at step 0" in said
     rows = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     losses = [row["loss"] for row in rows if "loss" in row]
-    assert all(row["films-lr1e+30"] is None and row["films-lr0.3"] > 0 for row in losses)
-    left_out = [step for row in rows for step in row.get("left_out", {}).get("films-lr1e+30", [])]
+    assert all(row["films-lr1e_30"] is None and row["films-lr0.3"] > 0 for row in losses)
+    left_out = [step for row in rows for step in row.get("left_out", {}).get("films-lr1e_30", [])]
     assert left_out == list(range(1, 11))
     assert (tmp_path / "curves.png").is_file()
     assert cli.main(["train", *flags(home, tmp_path / "alone", LEARNING_RATE=1e30, TRAIN_STEPS=40)]) == 2

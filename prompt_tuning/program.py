@@ -6,7 +6,7 @@ from typing import Any
 
 import jax
 
-from prompt_tuning import device, split
+from prompt_tuning import allocator, device, split
 from prompt_tuning.layout import Batch
 from prompt_tuning.log import bytes_in_words
 from prompt_tuning.step import TrainState
@@ -37,6 +37,7 @@ class Program:
     def _compile(self, state: TrainState, frozen: split.Params, batch: Batch) -> Any:
         started, again = time.monotonic(), " again" if self._compiled else ""
         compiled = self._step.lower(state, frozen, batch).compile()
+        allocator.give_back_freed_memory()  # what loading and compiling took
         seconds, memory = time.monotonic() - started, bytes_in_words(needed(compiled))
         self._say(f"compiled{again} for {batch.rows} rows in {seconds:.0f} s; a step needs {memory}")
         return compiled

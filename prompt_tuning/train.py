@@ -15,7 +15,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import configure, device, job, layout, optim, prompt_file, report, run_folder, slots, split
+from prompt_tuning import (
+    allocator,
+    configure,
+    device,
+    job,
+    layout,
+    optim,
+    prompt_file,
+    report,
+    run_folder,
+    slots,
+    split,
+)
 from prompt_tuning.batches import Feed, prefetched
 from prompt_tuning.checkpoint import Best, Checkpointer, Identity, Restored
 from prompt_tuning.errors import UserError
@@ -61,12 +73,14 @@ def _train(run: Run, stop: Stop) -> Result:
             for state, evaluates in _periods(opened, feed, optimizer, start, frozen, log, clock, stop):
                 done, cut_short = int(state.step), False
                 if evaluates:
+                    allocator.give_back_freed_memory()
                     try:
                         metrics, scores = evaluate(split.merge(state.trainable, frozen))
                         best = best.updated(way.kept(state.trainable), scores, done)
                         _log_evaluation(log, opened, metrics, best, done)
                     except Interrupted:
                         cut_short = True
+                    allocator.give_back_freed_memory()
                 log.flush()
                 way.save(opened, state.trainable, done)  # before the checkpoint: what resumes from it saves it no more
                 saved.save(state, best, identity, evaluated=not cut_short)

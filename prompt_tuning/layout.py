@@ -119,11 +119,12 @@ def assign_rows(items: Sequence[Item], shape: Shape) -> list[list[int]]:
     rows: list[list[int]] = []
     room = np.zeros(0, np.int64)
     target_room = np.zeros(0, np.int64)
+    limits = [n for n in (shape.per_row, shape.part_examples) if n is not None]  # a row stands in one part
     for i in sorted(range(len(items)), key=lambda i: -items[i].length):
         length, target_length = items[i].length, items[i].target_length
         fits = (room >= length) & (target_room >= target_length)
-        if shape.per_row is not None:
-            fits &= np.array([len(row) < shape.per_row for row in rows], bool)
+        if limits:
+            fits &= np.array([len(row) < min(limits) for row in rows], bool)
         if fits.any():
             row = int(np.where(fits, room, np.iinfo(np.int64).max).argmin())
         else:
@@ -152,9 +153,9 @@ def pack(items: Sequence[Item], shape: Shape, bank_length: int = 0, examples: in
     if shape.at_once is None:
         count = next((r for r in shape.rows if r >= len(rows)), _round_up(len(rows), 4 * shape.multiple))
         return _written(items, rows, count, shape, bank_length, examples or len(items))
-    parts = _in_parts(rows, shape.at_once, shape.part_examples or len(items))
-    parts += [[]] * (shape.rows[-1] // shape.at_once - len(parts))
     most = shape.part_examples or len(items)
+    parts = _in_parts(rows, shape.at_once, most)
+    parts += [[]] * (shape.rows[-1] // shape.at_once - len(parts))
     return Batch(*map(np.stack, zip(*(_part(items, p, shape, bank_length, most) for p in parts), strict=True)))
 
 

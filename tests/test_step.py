@@ -133,6 +133,12 @@ def test_a_part_that_holds_as_many_examples_as_it_can_leaves_the_next_row_to_ano
     assert batch.example_slots.shape == (3, 7)
 
 
+def test_a_row_holds_no_more_examples_than_its_part_can():
+    items = [layout.Item(np.full(2, 5, np.int32), [np.array([1], np.int32)], 0, n) for n in range(8)]
+    batch = layout.pack(items, layout.Shape(16, 8, (2,), at_once=1, part_examples=4))
+    assert [int(part.max()) for part in batch.encoder_segments] == [4, 4]
+
+
 def test_a_batch_of_fewer_rows_runs_the_same_program():
     optimizer = optim.over_slots(optim.adafactor, [7], [0.3])
     shape = layout.Shape(48, 16, (12,), at_once=2, part_examples=10)

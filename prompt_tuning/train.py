@@ -96,12 +96,16 @@ def _train(run: Run, stop: Stop) -> Result:
             log.flush()
             if job.writes() and (picture := report.curves(run.folder)):
                 log.say(f"curves in {picture}", "dim")
-    if (np.asarray(state.failures) >= GIVEN_UP).all():
+    if _all_given_up(state):
         raise UserError(
             f"Nothing is left to train: every loss or gradient has been no finite number for {GIVEN_UP} steps."
             " Lower LEARNING_RATE, set FROZEN_DTYPE=float32, or type prompt-tuning doctor with the same flags."
         )
     return Result(int(state.step), best, tuple(slot.name for slot in opened.slots))
+
+
+def _all_given_up(state: TrainState) -> bool:
+    return bool((np.asarray(state.failures) >= GIVEN_UP).all())
 
 
 def _out_of_patience(run: Run, best: Best, step: int) -> bool:
@@ -144,7 +148,7 @@ def _periods(
                 timed = len(window) - (done == first + len(window))
                 _log_window(log, clock, opened, feed, window, done, timed)
                 window = []
-                stopped = stopped or bool((np.asarray(state.failures) >= GIVEN_UP).all())
+                stopped = stopped or _all_given_up(state)
             if evaluates or stopped:
                 yield state, evaluates
                 clock.pause()  # nor is evaluating

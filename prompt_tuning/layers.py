@@ -6,7 +6,6 @@ several examples; `Stream` says what stands where.
 
 import functools
 import math
-import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -17,6 +16,8 @@ from flax import linen as nn
 from flax import struct
 from flax.linen import partitioning
 from jaxtyping import Array, Bool, Float, Int
+
+from prompt_tuning.dropout import drop
 
 ACTIVATIONS: dict[str, Callable] = {"gelu": nn.gelu, "relu": nn.relu, "silu": nn.silu, "linear": lambda x: x}
 
@@ -29,35 +30,6 @@ class Stream:
 
     segments: Int[Array, "R S"]  # 1 + index of the example in the batch; 0 is padding
     positions: Int[Array, "R S"]  # offset inside the example
-
-
-@struct.dataclass
-class Dropout:
-    """Dropout drawn once an example and broadcast over its positions, as T5 does, wherever the example is packed."""
-
-    keys: Array  # Key[N], one an example
-    rate: float = struct.field(pytree_node=False)
-
-    def _keep(self, site: tuple[str, ...], shape: tuple[int, ...]) -> Float[Array, "N ..."]:
-        """Multipliers (0 or 1 / (1 - rate)) for one place in the network; a longer `shape[0]` extends a shorter one."""
-        number = zlib.crc32("/".join(site).encode())
-        draw = lambda key: jax.random.bernoulli(jax.random.fold_in(key, number), 1 - self.rate, shape)
-        return jax.vmap(draw)(self.keys).astype(jnp.float32) / (1 - self.rate)
-
-    def features(self, x: Float[Array, "R S F"], stream: Stream, site: tuple[str, ...]) -> Float[Array, "R S F"]:
-        """Drops features of `x`, the same ones at all positions of an example."""
-        return _drop(x, self._keep(site, x.shape[-1:]).astype(x.dtype), stream.segments)
-
-    def weights(self, keys: Stream, heads: int, site: tuple[str, ...]) -> Float[Array, "R H 1 S"]:
-        """Multipliers of attention weights, alike for all queries of an example."""
-        keep = self._keep(site, (keys.segments.shape[-1], heads))
-        keep = keep.at[keys.segments - 1, keys.positions].get(mode="clip")
-        return jnp.swapaxes(keep, 1, 2)[:, :, None, :]
-
-
-@jax.checkpoint  # backward gathers again rather than keep a multiplier for every position
-def _drop(x: Float[Array, "R S F"], keep: Float[Array, "N F"], segments: Int[Array, "R S"]) -> Float[Array, "R S F"]:
-    return x * keep.at[segments - 1].get(mode="clip")
 
 
 class Dense(nn.Module):
@@ -226,15 +198,14 @@ class FeedForward(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "R S D"], stream: Stream | None = None, dropout: Dropout | None = None
+        self, x: Float[Array, "R S D"], stream: Stream | None = None, keep: Float[Array, "N F"] | None = None
     ) -> Float[Array, "R S D"]:
         names = ["wi"] if len(self.activations) == 1 else [f"wi_{i}" for i in range(len(self.activations))]
         wide = (self.features, self.mlp_dim)
         hidden = _gated(
             self.activations, [Dense(wide, ("embed", "mlp"), 1.0, self.dtype, name=name)(x) for name in names]
         )
-        if dropout is not None and stream is not None:
-            hidden = dropout.features(hidden, stream, (*self.path, "hidden"))
+        hidden = hidden if stream is None else drop(hidden, keep, stream.segments)
         hidden = partitioning.with_sharding_constraint(hidden, ("batch", "length", "mlp"))
         return Dense((self.mlp_dim, self.features), ("mlp", "embed"), 1.0, self.dtype, name="wo")(hidden)
 

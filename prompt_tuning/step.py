@@ -9,7 +9,8 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
 from prompt_tuning import loss, split
-from prompt_tuning.layers import Dropout, Stream
+from prompt_tuning.dropout import Dropout
+from prompt_tuning.layers import Stream
 from prompt_tuning.layout import Batch
 from prompt_tuning.optim import Optimizer
 from prompt_tuning.prompt import PromptBank

@@ -11,7 +11,8 @@ from flax.core import unfreeze
 from flax.linen import partitioning
 from jaxtyping import Array, Bool, Float, Int
 
-from prompt_tuning.layers import Attention, Dense, Dropout, FeedForward, RelativeBias, RMSNorm, Stream
+from prompt_tuning.dropout import Dropout, Keep, drop, of_keys, of_layer
+from prompt_tuning.layers import Attention, Dense, FeedForward, RelativeBias, RMSNorm, Stream
 
 Cache = dict[str, Any]  # one dict(keys, values) a layer, each [B L H A], and the index of the next position
 
@@ -70,15 +71,16 @@ class EncoderLayer(nn.Module):
         stream: Stream,
         mask: Bool[Array, "R 1 S S"],
         bias: Float[Array, "1 H S S"] | None,
-        dropout: Dropout | None,
+        keep: Keep,
     ) -> Float[Array, "R S D"]:
         bias = self.relpos_bias(x.shape[1]) if self.relpos_bias else bias
         y = self.pre_attention_layer_norm(x)
-        keep = dropout.weights(stream, self.config.num_heads, (*self.path, "attention")) if dropout else None
-        y = self.attention(y, *self.attention.project(y), mask, bias, keep)
-        x = x + (dropout.features(y, stream, (*self.path, "attention_out")) if dropout else y)
-        y = self.mlp(self.pre_mlp_layer_norm(x), stream, dropout)
-        return x + (dropout.features(y, stream, (*self.path, "mlp_out")) if dropout else y)
+        y = self.attention(
+            y, *self.attention.project(y), mask, bias, of_keys(keep.get("attention"), stream.segments, stream.positions)
+        )
+        x = x + drop(y, keep.get("attention_out"), stream.segments)
+        y = self.mlp(self.pre_mlp_layer_norm(x), stream, keep.get("mlp_hidden"))
+        return x + drop(y, keep.get("mlp_out"), stream.segments)
 
 
 class Encoder(nn.Module):
@@ -95,15 +97,26 @@ class Encoder(nn.Module):
     def __call__(
         self, embedded: Float[Array, "R S D"], stream: Stream, dropout: Dropout | None = None
     ) -> Float[Array, "R S D"]:
-        x = embedded.astype(self.config.dtype)
-        x = dropout.features(x, stream, (*self.path, "embedded")) if dropout else x
+        keep = self._drawn(dropout, embedded.shape[1]) if dropout else {}
+        x = drop(embedded.astype(self.config.dtype), keep.get("embedded"), stream.segments)
         x = partitioning.with_sharding_constraint(x, ("batch", "length", "embed"))
         mask = same_segment(stream.segments, stream.segments)
         bias = self.relpos_bias(x.shape[1]) if self.relpos_bias else None
-        for layer in self.layers:
-            x = layer(x, stream, mask, bias, dropout)
-        x = self.encoder_norm(x)
-        return dropout.features(x, stream, (*self.path, "encoded")) if dropout else x
+        for i, layer in enumerate(self.layers):
+            x = layer(x, stream, mask, bias, of_layer(keep, i))
+        return drop(self.encoder_norm(x), keep.get("encoded"), stream.segments)
+
+    def _drawn(self, dropout: Dropout, length: int) -> Keep:
+        sizes = self.config
+        outs = {"embedded": sizes.emb_dim, "encoded": sizes.emb_dim}
+        for i in range(len(self.layers)):
+            outs |= {
+                f"{i}/attention_out": sizes.emb_dim,
+                f"{i}/mlp_hidden": sizes.mlp_dim,
+                f"{i}/mlp_out": sizes.emb_dim,
+            }
+        heads = {f"{i}/attention": sizes.num_heads for i in range(len(self.layers))}
+        return dropout.draw("encoder", (), outs) | dropout.draw("encoder attention", (length,), heads)
 
 
 class DecoderLayer(nn.Module):
@@ -133,20 +146,19 @@ class DecoderLayer(nn.Module):
         encoded: Float[Array, "R S D"],
         cross_mask: Bool[Array, "R 1 L S"],
         source: Stream,
-        dropout: Dropout | None = None,
+        keep: Keep,
     ) -> Float[Array, "R L D"]:
         bias = self.relpos_bias(x.shape[1]) if self.relpos_bias else bias
         y = self.pre_self_attention_layer_norm(x)
-        keep = dropout.weights(stream, self.config.num_heads, (*self.path, "self_attention")) if dropout else None
-        y = self.self_attention(y, *self.self_attention.project(y), mask, bias, keep)
-        x = x + (dropout.features(y, stream, (*self.path, "self_attention_out")) if dropout else y)
+        one = of_keys(keep.get("self_attention"), stream.segments, stream.positions)
+        y = self.self_attention(y, *self.self_attention.project(y), mask, bias, one)
+        x = x + drop(y, keep.get("self_attention_out"), stream.segments)
         y = self.pre_cross_attention_layer_norm(x)
-        site = (*self.path, "encoder_decoder_attention")
-        keep = dropout.weights(source, self.config.num_heads, site) if dropout else None
-        y = self.encoder_decoder_attention.across(y, encoded, cross_mask, keep)
-        x = x + (dropout.features(y, stream, (*self.path, "encoder_decoder_attention_out")) if dropout else y)
-        y = self.mlp(self.pre_mlp_layer_norm(x), stream, dropout)
-        return x + (dropout.features(y, stream, (*self.path, "mlp_out")) if dropout else y)
+        one = of_keys(keep.get("cross_attention"), source.segments, source.positions)
+        y = self.encoder_decoder_attention.across(y, encoded, cross_mask, one)
+        x = x + drop(y, keep.get("cross_attention_out"), stream.segments)
+        y = self.mlp(self.pre_mlp_layer_norm(x), stream, keep.get("mlp_hidden"))
+        return x + drop(y, keep.get("mlp_out"), stream.segments)
 
     def step(
         self,
@@ -201,17 +213,26 @@ class Decoder(nn.Module):
         `stream` tells the targets apart (several of one example when labels are ranked), `examples` is the segment of
         `source` that each target position looks at.
         """
-        x = embedded.astype(self.config.dtype)
-        x = dropout.features(x, stream, (*self.path, "embedded")) if dropout else x
-        length = x.shape[1]
+        length = embedded.shape[1]
+        keep = self._drawn(dropout, length, encoded.shape[1]) if dropout else {}
+        x = drop(embedded.astype(self.config.dtype), keep.get("embedded"), stream.segments)
         causal = jnp.tril(jnp.ones((1, 1, length, length), bool))
         mask = same_segment(stream.segments, stream.segments) & causal
         cross_mask = same_segment(examples, source.segments)
         bias = self.relpos_bias(length) if self.relpos_bias else None
-        for layer in self.layers:
-            x = layer(x, stream, mask, bias, encoded, cross_mask, source, dropout)
-        x = self.decoder_norm(x)
-        return dropout.features(x, stream, (*self.path, "decoded")) if dropout else x
+        for i, layer in enumerate(self.layers):
+            x = layer(x, stream, mask, bias, encoded, cross_mask, source, of_layer(keep, i))
+        return drop(self.decoder_norm(x), keep.get("decoded"), stream.segments)
+
+    def _drawn(self, dropout: Dropout, length: int, source_length: int) -> Keep:
+        sizes, layers = self.config, range(len(self.layers))
+        outs = {"embedded": sizes.emb_dim, "decoded": sizes.emb_dim}
+        for i in layers:
+            outs |= {f"{i}/{part}_attention_out": sizes.emb_dim for part in ("self", "cross")}
+            outs |= {f"{i}/mlp_hidden": sizes.mlp_dim, f"{i}/mlp_out": sizes.emb_dim}
+        heads = lambda part: {f"{i}/{part}_attention": sizes.num_heads for i in layers}
+        keep = dropout.draw("decoder", (), outs) | dropout.draw("decoder attention", (length,), heads("self"))
+        return keep | dropout.draw("cross attention", (source_length,), heads("cross"))
 
     def project(self, encoded: Float[Array, "X S D"]) -> list[tuple[Array, Array]]:
         """Every layer's keys and values of the encoder's output, for `step`."""

@@ -23,8 +23,9 @@ from jaxtyping import Array, Float, Int
 from t5x import adafactor, checkpoints
 
 from prompt_tuning import base, inits, prompt_file
+from prompt_tuning.dropout import Dropout
 from prompt_tuning.errors import UserError
-from prompt_tuning.layers import Dropout, Stream
+from prompt_tuning.layers import Stream
 from prompt_tuning.prompt import place
 from prompt_tuning.t5 import Decoder, Embedding, Encoder, T5Config, empty_cache, unpacked
 from prompt_tuning.vocabulary import Vocabulary

@@ -85,7 +85,7 @@ def test_slots_trained_together_equal_slots_trained_alone():
         )
         np.testing.assert_allclose(together[k, : lengths[k]], alone[0], rtol=2e-4, atol=2e-4)
         np.testing.assert_allclose(metrics["loss"][k], own["loss"][0], rtol=1e-4)
-    assert np.abs(together - bank)[:, 0].min() > 1e-3, "every slot moved"
+    assert np.abs(together - bank)[:, 0].max(-1).min() > 1e-3, "every slot moved"
 
 
 def test_frozen_leaves_are_bit_identical_after_ten_steps():

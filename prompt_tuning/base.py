@@ -27,12 +27,18 @@ Shardings = Callable[[T5Config], Any]  # from a config to a tree of jax.sharding
 WORKERS = 4  # tensors on the way from disk to device at once: what loading needs beside the model itself
 VOCABULARIES = ("spiece.model", "sentencepiece.model")
 
+TINY = Path(__file__).parent / "tiny"
+SHIPPED = {
+    "tiny": TINY / "checkpoint_10584",
+    "tiny_pretrained": TINY / "checkpoint_7584",
+}  # after, before LM adaptation
+
 
 @dataclasses.dataclass(frozen=True)
 class Base:
     """A frozen T5 and its identity."""
 
-    path: str  # the folder the weights were read from
+    path: str  # the folder the weights were read from, or the name of a shipped base
     config: T5Config
     params: dict[str, Any]  # nested, under T5X's names
     digest: str  # the same for a T5X and a Hugging Face copy of the same float32 weights
@@ -47,6 +53,8 @@ def load_base(
     shardings: Shardings | None = None,
 ) -> Base:
     """Loads a T5X `checkpoint_N` folder, a `MODEL_DIR` of such, a Hugging Face T5 folder or the name of one on the hub.
+
+    `tiny` and `tiny_pretrained` are the bases that ship with the package (`SHIPPED`).
 
     Sizes are read from the files; `expected` must agree with them. Weights are stored as `dtype`, one tensor at a time:
     the host never holds more than `WORKERS` of them. Activations have `expected`'s dtype, or `dtype`.
@@ -93,6 +101,8 @@ def open_source(path: str | Path, expected: T5Config | None = None) -> Source:
             return huggingface.open_folder(folder.resolve())
         listed = ", ".join(sorted(names)[:8]) or "nothing"
         raise UserError(f"There is no T5 in {folder}: it holds {listed}. {_KINDS}")
+    if text in SHIPPED:
+        return dataclasses.replace(t5x_checkpoint.open_checkpoint(str(SHIPPED[text]), expected), path=text)
     if folder.exists():
         raise UserError(f"{folder} is a file; give the folder it stands in. {_KINDS}")
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text) and not Path(text.split("/")[0]).is_dir():
@@ -102,7 +112,7 @@ def open_source(path: str | Path, expected: T5Config | None = None) -> Source:
 
 _KINDS = (
     "A base is a T5X folder checkpoint_N (local or gs://), a Hugging Face T5 folder (config.json and"
-    " model.safetensors), or a hub name such as google/t5-base-lm-adapt."
+    " model.safetensors), a hub name such as google/t5-base-lm-adapt, or tiny, which comes along."
 )
 
 
@@ -188,5 +198,6 @@ def vocabulary_beside(path: str) -> str | None:
     """The SentencePiece model beside the weights in `path`, or in the folder above."""
     if path.startswith("gs://"):
         return None
-    beside = [folder / name for folder in (Path(path), Path(path).parent) for name in VOCABULARIES]
+    folder = SHIPPED.get(path, Path(path)) if not Path(path).is_dir() else Path(path)
+    beside = [folder / name for folder in (folder, folder.parent) for name in VOCABULARIES]
     return next((str(file) for file in beside if file.is_file()), None)

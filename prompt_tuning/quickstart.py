@@ -37,14 +37,17 @@ def main(argv: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(
         "prompt-tuning quickstart",
         description="Prompt-tunes a frozen T5 on one of the demonstration tasks that come with this project, and"
-        " compares with training the whole model. A small T5 takes some minutes on two CPU cores.",
+        " compares with training the whole model. Two minutes on two CPU cores; a larger base takes longer.",
         allow_abbrev=False,
     )
     parser.add_argument(
-        "--base", required=True, metavar="PATH", help="a T5: hub name, Hugging Face folder or T5X checkpoint"
+        "--base",
+        default="tiny",
+        metavar="PATH",
+        help="another T5: hub name, Hugging Face folder or T5X checkpoint",
     )
     parser.add_argument("--out", type=Path, default=Path("quickstart"), metavar="FOLDER", help="default: ./quickstart")
-    parser.add_argument("--task", default="demo_question", metavar="NAME", help="another demo_... task")
+    parser.add_argument("--task", default="demo_speech", metavar="NAME", help="another demo_... task")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     if any((options.out / name / "checkpoints").is_dir() for name in ("prompt", "model")):

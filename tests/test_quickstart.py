@@ -1,6 +1,7 @@
 """A prompt against training the whole model, on a task that comes along; in short."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pytest
@@ -50,3 +51,18 @@ def test_the_majority_class_of_a_balanced_task_is_half(folder, tmp_path):
     names = {"MODEL_DIR": str(tmp_path), "INITIAL_CHECKPOINT_PATH": str(folder)}
     configure.parse([quickstart.PROMPT], [f"{name} = {value!r}" for name, value in names.items()])
     assert quickstart.majority_class(open_run(Run())) == 50.0
+
+
+@pytest.mark.slow
+def test_the_quickstart_as_it_is_typed_shows_a_prompt_that_works(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["quickstart"]) == 0
+    rows = dict(
+        re.findall(
+            r"^ *(majority class|frozen model(?: \+ prompt)?|model tuning) +([\d.]+) %", capsys.readouterr().out, re.M
+        )
+    )
+    majority, prompt, model = (
+        float(rows[name]) for name in ("majority class", "frozen model + prompt", "model tuning")
+    )
+    assert prompt - majority > (model - majority) / 2 > 10

@@ -1,4 +1,4 @@
-"""What ships inside the package: a vocabulary with T5's conventions, and tasks that are what they say."""
+"""What ships inside the package: two bases, a vocabulary with T5's conventions, and tasks that are what they say."""
 
 import collections
 import json
@@ -9,9 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import TINY, random_params
 
 from prompt_tuning import tiny
+from prompt_tuning.base import SHIPPED, load_base, save_t5x
 from prompt_tuning.errors import UserError
+from prompt_tuning.split import count
 from prompt_tuning.vocabulary import Vocabulary
 
 SCRIPT = Path(__file__).parents[1] / "scripts/make_demo_tasks.py"
@@ -58,6 +61,25 @@ def shown(name: str, split: str) -> list[dict[str, str]]:
 def test_six_tasks_ship():
     assert list(tiny.TASKS) == [f"demo_{name}" for name in NAMES]
     assert sum(path.stat().st_size for path in (tiny.FOLDER / "tasks").iterdir()) < 2_700_000
+
+
+def test_two_bases_ship_in_16_megabytes_with_their_vocabulary():
+    files = [path for path in tiny.FOLDER.rglob("*") if path.is_file() and "tasks" not in path.parts]
+    assert sum(path.stat().st_size for path in files) < 16e6
+    bases = [load_base(name) for name in SHIPPED]
+    for base, folder in zip(bases, SHIPPED.values(), strict=True):
+        assert base.vocabulary == str(tiny.VOCABULARY)
+        assert f"checkpoint_{base.step}" == folder.name
+        outside = {name: part for name, part in base.params.items() if name != "token_embedder"}
+        assert count(outside) - outside["decoder"]["logits_dense"]["kernel"].size == 952_320 < 6_000_000
+        assert base.digest[:12] in (tiny.FOLDER / "README.md").read_text()
+    assert bases[0].digest != bases[1].digest
+
+
+def test_a_folder_called_as_a_shipped_base_goes_first(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_t5x(random_params(TINY), "tiny", 5)
+    assert load_base("tiny").step == 5
 
 
 @pytest.mark.parametrize("name", tiny.TASKS)

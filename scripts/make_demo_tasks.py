@@ -9,6 +9,7 @@ training: of each 25 stretches of 200 paragraphs the last (`held_out`). A base p
 
 import argparse
 import dataclasses
+import itertools
 import json
 import re
 import time
@@ -35,7 +36,8 @@ FUNCTION = frozenset((
     "his", "her", "its", "their", "my", "your", "our", "him", "them", "us", "me", "this", "these", "those", "who",
     "which", "there",
 ))
-MISSED = frozenset(("the", "a", "an", "of", "to", "was", "were", "is", "had", "have"))  # their loss shows
+PREPOSITIONS = frozenset(("of", "to", "in", "on", "at", "by", "for", "with", "from", "into"))
+DETERMINERS = frozenset(("the", "a", "an", "his", "her", "its", "their", "my", "your", "our", "this", "these", "those"))
 TITLES = ("Mr", "Mrs", "Dr", "St", "Messrs", "Esq", "Capt", "Col", "Gen", "Prof", "Rev", "Hon", "No", "Vol", "etc")
 # fmt: on
 _BREAK = re.compile(r"(?<=[.!?])" + "".join(rf"(?<!\b{title}\.)" for title in TITLES) + r" +(?=[A-Z])")
@@ -100,16 +102,16 @@ def inner(words: Sequence[str], function: bool) -> list[int]:
 
 
 def swap_or_drop(words: list[str], label: int, rng: np.random.Generator) -> list[str] | None:
-    """Wrong: a function word and a word of another kind have changed places, or (3 in 10) a function word is gone."""
-    small, large = inner(words, True), inner(words, False)
-    missed = [i for i in small if words[i] in MISSED]
-    if not missed or not large:
+    """Wrong: the words of "of the" or alike have changed places, or (3 in 10) what stood behind "the" is gone."""
+    pairs = [i for i, two in enumerate(itertools.pairwise(words)) if two[0] in PREPOSITIONS and two[1] in DETERMINERS]
+    gone = [i for i in inner(words, False) if words[i - 1] in DETERMINERS and words[i + 1] in FUNCTION]
+    if not pairs or not gone:
         return None
     if label == 0 and rng.random() < 0.3:
-        del words[rng.choice(missed)]
+        del words[rng.choice(gone)]
     elif label == 0:
-        i, j = rng.choice(small), rng.choice(large)
-        words[i], words[j] = words[j], words[i]
+        i = rng.choice(pairs)
+        words[i], words[i + 1] = words[i + 1], words[i]
     return words
 
 

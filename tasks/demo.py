@@ -33,7 +33,7 @@ def demo(name: str, labels: tuple[str, str]) -> None:
 def acceptability() -> None:
     """Is the sentence as it was written, or have two words changed places or one gone?
 
-    inputs:  sentence: Her mother gave her cup extra cordial an of tea.
+    inputs:  sentence: He fastened the at the fence, and, opening the gate, went in.
     targets: wrong
     """
     demo("demo_acceptability", ("wrong", "right"))

@@ -82,7 +82,9 @@ class Watch:
         paces = [(r["step"], 1000 / r["examples_per_second"]) for r in rows if r.get("examples_per_second")]
         of = lambda low, high: statistics.median([p for step, p in paces if low * steps < step <= high * steps])
         early, end = of(0.1, 0.2), of(0.9, 1.0)
-        grown = "no samples" if len({step for step, _ in late}) < 3 else f"{_slope(late):+.3f} MB per 1,000 steps"
+        last = [(step, size) for step, size in late if step >= steps / 2]
+        grown = "no samples" if len({step for step, _ in last}) < 3 else f"{_slope(late):+.3f} MB per 1,000 steps"
+        grown += "" if grown == "no samples" else f" ({_slope(last):+.3f} in the second half)"
         after = sum(step >= steps / 10 for step in self.compiled)
         return [
             f"memory      {grown}, {late[-1][1] if late else 0:,.0f} MB at the end",

@@ -28,10 +28,7 @@ WORKERS = 4  # tensors on the way from disk to device at once: what loading need
 VOCABULARIES = ("spiece.model", "sentencepiece.model")
 
 TINY = Path(__file__).parent / "tiny"
-SHIPPED = {
-    "tiny": TINY / "checkpoint_10584",
-    "tiny_pretrained": TINY / "checkpoint_7584",
-}  # after, before LM adaptation
+SHIPPED = {"tiny": TINY / "checkpoint_10584", "tiny_pretrained": TINY / "checkpoint_7584"}  # LM-adapted; before that
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +98,8 @@ def open_source(path: str | Path, expected: T5Config | None = None) -> Source:
             return huggingface.open_folder(folder.resolve())
         listed = ", ".join(sorted(names)[:8]) or "nothing"
         raise UserError(f"There is no T5 in {folder}: it holds {listed}. {_KINDS}")
-    if text in SHIPPED:
-        return dataclasses.replace(t5x_checkpoint.open_checkpoint(str(SHIPPED[text]), expected), path=text)
+    if shipped := _shipped(text):
+        return dataclasses.replace(t5x_checkpoint.open_checkpoint(str(shipped), expected), path=text)
     if folder.exists():
         raise UserError(f"{folder} is a file; give the folder it stands in. {_KINDS}")
     if re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", text) and not Path(text.split("/")[0]).is_dir():
@@ -194,10 +191,15 @@ def _host(source: Source, name: str, tensor: Tensor) -> np.ndarray:
     return array
 
 
+def _shipped(path: str) -> Path | None:
+    """The shipped base of that name, unless a folder is called so."""
+    return None if Path(path).is_dir() else SHIPPED.get(path)
+
+
 def vocabulary_beside(path: str) -> str | None:
     """The SentencePiece model beside the weights in `path`, or in the folder above."""
     if path.startswith("gs://"):
         return None
-    folder = SHIPPED.get(path, Path(path)) if not Path(path).is_dir() else Path(path)
+    folder = _shipped(path) or Path(path)
     beside = [folder / name for folder in (folder, folder.parent) for name in VOCABULARIES]
     return next((str(file) for file in beside if file.is_file()), None)

@@ -1,4 +1,4 @@
-"""What ships inside the package: six demonstration tasks, and the vocabulary that a tiny base is pretrained with."""
+"""What ships inside the package: six demonstration tasks and a vocabulary; the tiny bases beside them, `base` opens."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -1,18 +1,17 @@
 """What the trainer is fed: each slot's examples in its own order, packed ahead of the step by a thread."""
 
 import abc
-import itertools
 import queue
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 from prompt_tuning import device, layout
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import Mixture, Task
 from prompt_tuning.layout import Batch, Item
-from prompt_tuning.order import Order
+from prompt_tuning.order import Order, Turns
 from prompt_tuning.run import Opened
 
 PREFETCH = 4  # batches laid out ahead of the step
@@ -100,28 +99,35 @@ class TrainingData(Feed):
 
 
 class StreamedData(Feed):
-    """Text as it comes from one task, for a single model; a resumed run reads on from the step's place."""
+    """Text as it comes from SeqIO tasks, for a single model; a resumed run reads on from the step's place."""
 
     def __init__(self, opened: Opened, split: str = "train") -> None:
         super().__init__(opened)
         (mixture,) = opened.mixtures
-        if len(mixture.tasks) != 1 or not hasattr(mixture.tasks[0], "stream"):
+        drawn = _drawn(mixture)
+        if not all(hasattr(task, "stream") for task, _ in drawn):
             raise UserError(
-                f"{mixture.name} cannot be read as a stream, which one SeqIO task can: give a task such as"
+                f"{mixture.name} cannot be read as a stream, which SeqIO tasks can: give a task such as"
                 " text_span_corruption (DATA_DIR/corpus/*.txt) or c4_prefix_lm as MIXTURE_OR_TASK_NAME."
             )
-        self.task, self.split = mixture.tasks[0], split
-        self._next, self._stream = -1, iter(())
+        self.tasks: list[Any] = [task for task, _ in drawn]
+        self.split = split
+        self.turns = Turns([rate for _, rate in drawn], opened.slots[0].seed)
+        self._next = -1
+        self._streams: list[Iterator] = []
         self._planned: dict[int, list[Item]] = {}  # the steps that `plan` looks at, so that they are read once
 
     def items(self, step: int) -> list[Item]:
         """Quick for the step after the last one asked for; any other is read for from the start."""
         if step in self._planned:
             return self._planned[step]
+        start = step * self.run.batch_size
         if step != self._next:
-            self._stream = self.task.stream(self.split, self.opened.slots[0].seed, step * self.run.batch_size)
+            seed = self.opened.slots[0].seed
+            passed = self.turns.before(start)
+            self._streams = [task.stream(self.split, seed, n) for task, n in zip(self.tasks, passed, strict=True)]
         self._next = step + 1
-        taken = self._take(self._stream, self.run.batch_size)
+        taken = self._taken(self._streams, start, self.run.batch_size)
         if step < SAMPLED:
             self._planned[step] = taken
         return taken
@@ -131,12 +137,17 @@ class StreamedData(Feed):
         return f"examples {step * size} to {step * size + size - 1} of the stream, from 0"
 
     def first(self, count: int) -> list[Item]:
-        """The first examples of a split that ends."""
-        return self._take(self.task.stream(self.split, None), count)
+        """The first examples of a split that ends, up to the turn of a task that has no more."""
+        return self._taken([task.stream(self.split, None) for task in self.tasks], 0, count)
 
-    def _take(self, stream: Iterator, count: int) -> list[Item]:
-        taken = itertools.islice(stream, count)
-        return [Item(inputs, [targets], 0, n) for n, (inputs, targets) in enumerate(taken)]
+    def _taken(self, streams: Sequence[Iterator], start: int, count: int) -> list[Item]:
+        taken: list[Item] = []
+        for position in range(start, start + count):
+            task, _ = self.turns(position)
+            if (texts := next(streams[task], None)) is None:
+                break
+            taken.append(Item(texts[0], [texts[1]], 0, len(taken)))
+        return taken
 
     @property
     def longest(self) -> tuple[int, int]:
@@ -144,7 +155,7 @@ class StreamedData(Feed):
 
     @property
     def described(self) -> str:
-        return f"{self.task.name}, read as it comes"
+        return f"{', '.join(task.name for task in self.tasks)}, read as it comes"
 
 
 def _drawn(mixture: Mixture) -> list[tuple[Task, float]]:

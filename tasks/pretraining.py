@@ -1,4 +1,4 @@
-"""T5's objectives without labels, over C4 or plain text files: prefix LM (LM adaptation), span corruption, deshuffling.
+"""Objectives without labels, over C4 or text files: prefix LM (LM adaptation), span corruption, deshuffling, repair.
 
 The plain text files are DATA_DIR/corpus/*.txt, also compressed (.gz, .xz), one document a line; files whose name starts
 with "validation" are the validation split.
@@ -173,6 +173,49 @@ def deshuffling(
     return shuffle(pieces(joined(dataset), min(sequence_length.values()) - 1).filter(_two_tokens))
 
 
+def repair(
+    dataset: tf.data.Dataset,
+    sequence_length: Mapping[str, int],
+    output_features: Mapping[str, seqio.Feature],
+    share: float = 0.1,
+    dropped: float = 0.3,
+    intact: float = 0.3,
+) -> tf.data.Dataset:
+    """Words that changed places with the next, or are gone, are to be told as they were, the word behind them too.
+
+    A `share` of the words of one token is disturbed, the `dropped` share of these by leaving them out; nothing is in an
+    `intact` share of the texts, and their targets are empty. A denoising objective like those of T5 and BART (Lewis et
+    al. 2020), whose targets tell only what is wrong, so that the encoder has to find it.
+    """
+    pieces_of = output_features["inputs"].vocabulary.tokenizer
+    opens = tf.constant([pieces_of.id_to_piece(i).startswith("\u2581") for i in range(pieces_of.get_piece_size())])
+
+    @seqio.map_over_dataset(num_seeds=3)
+    def disturb(example, seeds):
+        tokens = example["targets"]
+        count = tf.size(tokens)
+        opened = tf.gather(opens, tf.minimum(tokens, tf.size(opens) - 1))  # a word begins here
+        word = opened & _of_next(opened)  # and is this token alone
+        rate = tf.where(tf.random.stateless_uniform([], seeds[0]) < intact, 0.0, share)
+        chosen = word & _of_next(word) & (tf.random.stateless_uniform([count], seeds[1]) < rate)
+        chosen &= ~_of_last(chosen) & ~_of_last(_of_last(chosen))
+        gone = chosen & (tf.random.stateless_uniform([count], seeds[2]) < dropped)
+        swapped = chosen & ~gone
+        order = tf.range(count) + tf.cast(swapped, tf.int32) - tf.cast(_of_last(swapped), tf.int32)
+        told = chosen | _of_last(chosen) | _of_last(_of_last(chosen))
+        return {"inputs": tf.boolean_mask(tf.gather(tokens, order), ~gone), "targets": tf.boolean_mask(tokens, told)}
+
+    return disturb(pieces(joined(dataset), sequence_length["inputs"] - 1).filter(_two_tokens))
+
+
+def _of_next(mask: tf.Tensor) -> tf.Tensor:
+    return tf.concat([mask[1:], [False]], 0)
+
+
+def _of_last(mask: tf.Tensor) -> tf.Tensor:
+    return tf.concat([[False], mask[:-1]], 0)
+
+
 def lengths_without_padding(inputs_length: int, density: float, mean_span: float) -> tuple[int, int]:
     """How many tokens of text fill the inputs after corruption, and how long the targets become, EOS counted."""
 
@@ -215,7 +258,7 @@ def replace_spans(tokens: tf.Tensor, gone: tf.Tensor, first_sentinel: int) -> tf
 
 
 def objectives() -> None:
-    """Prefix LM, span corruption and deshuffling; EOS ends both texts.
+    """Prefix LM, span corruption, deshuffling and repair; EOS ends both texts.
 
     c4_prefix_lm
       inputs:  Beginners BBQ Class Taking Place in Missoula! Do you want to get better at
@@ -226,7 +269,11 @@ def objectives() -> None:
     text_deshuffling
       inputs:  Beginners Class BBQ Taking in Place Missoula!
       targets: Beginners BBQ Class Taking Place in Missoula!
+    text_repair
+      inputs:  Beginners BBQ Taking Class Place in Missoula!
+      targets: Class Taking Place
     text_prefix_lm, text_span_corruption: the same over the files in DATA_DIR/corpus
+    text_prefix_lm_and_repair, text_span_corruption_and_repair: mixtures of two, half and half
     """
     c4 = Source("c4/en:2.2.0", {"train": "train", "validation": "validation"})
     for name, source, objective in (
@@ -235,6 +282,7 @@ def objectives() -> None:
         ("text_prefix_lm", TextFiles(), prefix_lm),
         ("text_span_corruption", TextFiles(), span_corruption),
         ("text_deshuffling", TextFiles(), deshuffling),
+        ("text_repair", TextFiles(), repair),
     ):
         seqio.TaskRegistry.add(
             name,
@@ -249,6 +297,8 @@ def objectives() -> None:
             output_features=FEATURES,
             metric_fns=[],
         )
+    for half in ("text_prefix_lm", "text_span_corruption"):
+        seqio.MixtureRegistry.add(f"{half}_and_repair", [half, "text_repair"], default_rate=1.0)
 
 
 objectives()

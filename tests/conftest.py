@@ -9,6 +9,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import dataclasses
 import functools
 import json
+import string
 from pathlib import Path
 
 import jax
@@ -24,6 +25,7 @@ jax.config.update("jax_threefry_partitionable", True)
 from prompt_tuning import base, layout, optim
 from prompt_tuning.step import Model, TrainState
 from prompt_tuning.t5 import T5, T5Config
+from prompt_tuning.vocabulary import Vocabulary
 
 TINY = T5Config(
     vocab_size=97, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24, num_encoder_layers=2, num_decoder_layers=2
@@ -125,3 +127,15 @@ def tiny() -> T5Config:
 
 
 __all__ = ["Model", "one_a_row", "random_bank", "random_items", "random_params", "start_state"]
+
+
+@pytest.fixture(scope="session")
+def letters(tmp_path_factory) -> Vocabulary:
+    """A vocabulary of single characters and 100 sentinels."""
+    folder = tmp_path_factory.mktemp("vocabulary")
+    (folder / "corpus.txt").write_text((string.ascii_letters + " _0123456789.:,\n") * 20)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(folder / "corpus.txt"), model_prefix=str(folder / "tiny"), vocab_size=100, pad_id=0, eos_id=1,
+        unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2,
+    )  # fmt: skip
+    return Vocabulary(folder / "tiny.model", extra_ids=100)

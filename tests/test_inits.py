@@ -7,7 +7,7 @@ from conftest import TINY, random_params
 
 from prompt_tuning import inits, prompt_file, slots
 from prompt_tuning.errors import UserError
-from prompt_tuning.order import Order
+from prompt_tuning.order import Order, Turns
 from prompt_tuning.vocabulary import Vocabulary
 
 RNG = jax.random.key(3)
@@ -103,6 +103,16 @@ def test_a_mixture_draws_its_tasks_at_their_rates_and_resumes():
     first = [i for task, i in drawn if task == 1][:10]
     assert sorted(first) == list(range(10)), "a task's own epochs are whole"
     assert Order([50, 10, 5], [0.6, 0.4, 0.0], seed=0)(3100, 50) == drawn[3100:3150]
+
+
+def test_turns_count_what_each_task_had_before_any_position():
+    turns = Turns([0.5, 0.0, 0.5], seed=3)
+    drawn = [turns(position) for position in range(2100)]
+    for position in (0, 1, 700, 1024, 1025, 2099):
+        counts = np.bincount([task for task, _ in drawn[:position]], minlength=3)
+        assert Turns([0.5, 0.0, 0.5], seed=3).before(position) == counts.tolist()
+        task, nth = drawn[position]
+        assert nth == counts[task]
 
 
 def save(folder, name: str, seed: int, length: int = 6, base: str = "") -> str:

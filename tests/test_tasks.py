@@ -2,16 +2,12 @@
 
 import json
 import re
-import string
 from pathlib import Path
 
-import numpy as np
 import pytest
-import sentencepiece
 
 from prompt_tuning.data import known_names, open_mixture
 from prompt_tuning.errors import UserError
-from prompt_tuning.vocabulary import Vocabulary
 from tasks.reference_names import own_name
 
 seqio = pytest.importorskip("seqio")
@@ -28,24 +24,13 @@ LOCAL_ONLY = {"spot_cr", "spot_cxc", "spot_alpha_nli", "spot_social_iqa"}
 NOT_MOCKED = {"spot_hellaswag", "spot_race_middle", "spot_race_high"}
 
 
-@pytest.fixture(scope="module")
-def vocabulary(tmp_path_factory) -> Vocabulary:
-    folder = tmp_path_factory.mktemp("vocabulary")
-    (folder / "corpus.txt").write_text((string.ascii_letters + " _0123456789.:,\n") * 20)
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(folder / "corpus.txt"), model_prefix=str(folder / "tiny"), vocab_size=100, pad_id=0, eos_id=1,
-        unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2,
-    )  # fmt: skip
-    return Vocabulary(folder / "tiny.model", extra_ids=100)
-
-
 @pytest.mark.parametrize("name", sorted(set(PLAIN) - LOCAL_ONLY - NOT_MOCKED))
-def test_a_task_runs_from_mock_data_to_its_metric(name, vocabulary, monkeypatch):
+def test_a_task_runs_from_mock_data_to_its_metric(name, letters, monkeypatch):
     monkeypatch.delenv("DATA_DIR", raising=False)
     if name.startswith("spot_wmt"):
         pytest.importorskip("sacrebleu", reason="BLEU is sacrebleu's, which is no dependency")
     with tfds.testing.mock_data(num_examples=4):
-        task = open_mixture(name, vocabulary, {"inputs": 128, "targets": 64}).tasks[0]
+        task = open_mixture(name, letters, {"inputs": 128, "targets": 64}).tasks[0]
         examples = task.load("validation" if "validation" in task.splits else task.splits[-1])
     assert len(examples) >= 1
     assert all(examples.inputs[i][-1] == 1 and examples.targets[i][-1] == 1 for i in range(len(examples)))
@@ -61,7 +46,7 @@ def test_a_task_runs_from_mock_data_to_its_metric(name, vocabulary, monkeypatch)
 
 
 @pytest.mark.parametrize("name", MIXTURES)
-def test_every_mixture_shares_out_its_rates_without_reading_data(name, vocabulary):
+def test_every_mixture_shares_out_its_rates_without_reading_data(name, letters):
     mixture = seqio.MixtureRegistry.get(name)
     assert {t.name for t in mixture.tasks} <= set(TASKS)
     assert all(isinstance(rate, (int, float)) for rate in mixture.rate_per_task_name.values())
@@ -100,9 +85,9 @@ def test_a_reference_name_leads_to_a_registered_task(name):
     assert own_name(name) in {*TASKS, *MIXTURES}
 
 
-def texts(name, example, vocabulary):
+def texts(name, example, letters):
     """What a task makes of one raw example of TensorFlow Datasets."""
-    task = open_mixture(name, vocabulary, {"inputs": 512, "targets": 64}).tasks[0]
+    task = open_mixture(name, letters, {"inputs": 512, "targets": 64}).tasks[0]
     rows = seqio.FunctionDataSource(
         lambda split, shuffle_files, seed=None: tf.data.Dataset.from_tensors(
             tf.nest.map_structure(lambda v: v if tf.is_tensor(v) else tf.constant(v), example)
@@ -152,17 +137,17 @@ FORMATS = [
 
 
 @pytest.mark.parametrize(("name", "example", "expected"), FORMATS, ids=[f[0] for f in FORMATS])
-def test_the_text_is_the_papers(name, example, expected, vocabulary):
-    assert texts(name, example, vocabulary) == [expected]
+def test_the_text_is_the_papers(name, example, expected, letters):
+    assert texts(name, example, letters) == [expected]
 
 
 @pytest.mark.parametrize(("score", "target"), [(3.8, "3.8"), (3.75, "3.8"), (2.3, "2.4"), (0.0, "0.0"), (5.0, "5.0")])
-def test_similarity_is_rounded_to_fifths(score, target, vocabulary):
+def test_similarity_is_rounded_to_fifths(score, target, letters):
     example = {"sentence1": "a", "sentence2": "b", "label": tf.constant(score, tf.float32), "idx": 0}
-    assert texts("glue_stsb", example, vocabulary) == [("sentence1: a sentence2: b", target)]
+    assert texts("glue_stsb", example, letters) == [("sentence1: a sentence2: b", target)]
 
 
-def test_record_is_one_example_for_each_answer_and_its_highlights_are_sentences(vocabulary):
+def test_record_is_one_example_for_each_answer_and_its_highlights_are_sentences(letters):
     example = {
         "passage": "He came.\n@highlight\nHe saw\n@highlight\nHe won",
         "query": "@placeholder won",
@@ -171,10 +156,10 @@ def test_record_is_one_example_for_each_answer_and_its_highlights_are_sentences(
         "idx": {"passage": 1, "query": 2},
     }
     inputs = "query: @placeholder won entities: Caesar, Rome passage: He came. He saw. He won"
-    assert texts("superglue_record", example, vocabulary) == [(inputs, "Caesar"), (inputs, "Julius")]
+    assert texts("superglue_record", example, letters) == [(inputs, "Caesar"), (inputs, "Julius")]
 
 
-def test_race_is_one_example_for_each_question(vocabulary):
+def test_race_is_one_example_for_each_question(letters):
     example = {
         "article": "x",
         "questions": tf.constant(["q", "r"]),
@@ -182,7 +167,7 @@ def test_race_is_one_example_for_each_question(vocabulary):
         "options": tf.constant([["1", "2", "3", "4"], ["5", "6", "7", "8"]]),
         "example_id": "e",
     }
-    assert texts("spot_race_high", example, vocabulary) == [
+    assert texts("spot_race_high", example, letters) == [
         ("A: 1 B: 2 C: 3 D: 4 article: x question: q", "B"),
         ("A: 5 B: 6 C: 7 D: 8 article: x question: r", "D"),
     ]
@@ -216,9 +201,9 @@ def test_a_referent_matches_by_its_words(prediction, verdict):
     assert referent(prediction, example, is_target=True) == 1
 
 
-def test_a_paraphrase_prompt_is_understood_in_the_other_tasks_words(vocabulary):
+def test_a_paraphrase_prompt_is_understood_in_the_other_tasks_words(letters):
     with tfds.testing.mock_data(num_examples=4):
-        task = open_mixture("glue_mrpc_from_qqp", vocabulary).tasks[0]
+        task = open_mixture("glue_mrpc_from_qqp", letters).tasks[0]
         examples = task.load("validation")
         truth = [t["targets_pretokenized"] for t in examples.texts]
         assert task.name == "glue_mrpc_by_qqp"
@@ -257,22 +242,22 @@ BROKEN = [
 
 
 @pytest.mark.parametrize(("name", "file", "content", "message"), BROKEN, ids=[b[3] for b in BROKEN])
-def test_a_broken_official_file_is_named_with_its_line(name, file, content, message, tmp_path, vocabulary):
-    task = open_mixture(name, vocabulary, data_dir=official(tmp_path, {file: content})).tasks[0]
+def test_a_broken_official_file_is_named_with_its_line(name, file, content, message, tmp_path, letters):
+    task = open_mixture(name, letters, data_dir=official(tmp_path, {file: content})).tasks[0]
     with pytest.raises(UserError, match=message):
         task.load("train")
 
 
-def test_official_files_make_the_same_text_as_tensorflow_datasets(tmp_path, vocabulary):
+def test_official_files_make_the_same_text_as_tensorflow_datasets(tmp_path, letters):
     data_dir = official(tmp_path, {"superglue/CB/train.jsonl": CB})
-    examples = open_mixture("superglue_cb", vocabulary, data_dir=data_dir).tasks[0].load("train")
-    same = texts("superglue_cb", {"premise": "p", "hypothesis": "h", "label": 2, "idx": 0}, vocabulary)
+    examples = open_mixture("superglue_cb", letters, data_dir=data_dir).tasks[0].load("train")
+    same = texts("superglue_cb", {"premise": "p", "hypothesis": "h", "label": 2, "idx": 0}, letters)
     assert [(t["inputs_pretokenized"], t["targets_pretokenized"]) for t in examples.texts] == same
 
 
-def test_seqio_alone_gives_the_tokens_that_the_data_room_gives(tmp_path, vocabulary):
+def test_seqio_alone_gives_the_tokens_that_the_data_room_gives(tmp_path, letters):
     data_dir = official(tmp_path, {"superglue/CB/train.jsonl": CB * 3})
-    task = open_mixture("superglue_cb_prefixed", vocabulary, {"inputs": 12, "targets": 16}, data_dir=data_dir).tasks[0]
+    task = open_mixture("superglue_cb_prefixed", letters, {"inputs": 12, "targets": 16}, data_dir=data_dir).tasks[0]
     examples = task.load("train")
     assert examples.truncated == 3
     for i, theirs in enumerate(task.task.get_dataset(task.lengths, "train", shuffle=False).as_numpy_iterator()):
@@ -280,87 +265,38 @@ def test_seqio_alone_gives_the_tokens_that_the_data_room_gives(tmp_path, vocabul
         assert examples.targets[i].tolist() == theirs["targets"].tolist()
 
 
-def test_a_missing_split_says_what_stands_there(tmp_path, vocabulary):
-    task = open_mixture("superglue_cb", vocabulary, data_dir=official(tmp_path, {"superglue/CB/val.jsonl": CB})).tasks[
-        0
-    ]
+def test_a_missing_split_says_what_stands_there(tmp_path, letters):
+    task = open_mixture("superglue_cb", letters, data_dir=official(tmp_path, {"superglue/CB/val.jsonl": CB})).tasks[0]
     with pytest.raises(UserError, match=re.escape("superglue/CB (val.jsonl); it has validation")):
         task.load("train")
 
 
 @pytest.mark.parametrize("below", ["", "superglue", "superglue/CB"])
-def test_data_dir_may_be_one_folder_too_low(tmp_path, below, vocabulary, monkeypatch):
+def test_data_dir_may_be_one_folder_too_low(tmp_path, below, letters, monkeypatch):
     official(tmp_path, {"superglue/CB/val.jsonl": CB})
     monkeypatch.setenv("DATA_DIR", str(tmp_path / below))
-    assert open_mixture("superglue_cb", vocabulary).tasks[0].splits == ("validation",)
+    assert open_mixture("superglue_cb", letters).tasks[0].splits == ("validation",)
 
 
-def test_a_broken_row_of_quora_is_skipped_as_tensorflow_datasets_does(tmp_path, vocabulary):
+def test_a_broken_row_of_quora_is_skipped_as_tensorflow_datasets_does(tmp_path, letters):
     table = "id\tqid1\tqid2\tquestion1\tquestion2\tis_duplicate\n0\t1\t2\ta\tb\t1\n0\t1\t2\tbroken\n0\t1\t2\ta\tb\t0\n"
-    task = open_mixture("glue_qqp", vocabulary, data_dir=official(tmp_path, {"glue/QQP/train.tsv": table})).tasks[0]
+    task = open_mixture("glue_qqp", letters, data_dir=official(tmp_path, {"glue/QQP/train.tsv": table})).tasks[0]
     assert [t["targets_pretokenized"] for t in task.load("train").texts] == ["duplicate", "not_duplicate"]
 
 
-def test_wsc_trains_on_right_referents_only_and_spells_them_as_the_text_does(tmp_path, vocabulary):
+def test_wsc_trains_on_right_referents_only_and_spells_them_as_the_text_does(tmp_path, letters):
     row = {"text": "The fish ate the worm . It was tasty.", "idx": 0, "label": True,
            "target": {"span1_index": 3, "span1_text": "The worm", "span2_index": 6, "span2_text": "It"}}  # fmt: skip
     rows = json.dumps(row) + "\n" + json.dumps(row | {"label": False}) + "\n"
     data_dir = official(tmp_path, {"superglue/WSC/train.jsonl": rows, "superglue/WSC/val.jsonl": rows})
-    task = open_mixture("superglue_wsc", vocabulary, data_dir=data_dir).tasks[0]
+    task = open_mixture("superglue_wsc", letters, data_dir=data_dir).tasks[0]
     assert [t["targets_pretokenized"] for t in task.load("train").texts] == ["the worm"]
     assert task.load("train").texts[0]["inputs_pretokenized"] == "The fish ate the worm . *It* was tasty."
     assert task.score(task.load("validation"), ["worm", "fish"]) == {"accuracy": 100.0}
 
 
-def test_social_iqa_reads_its_labels_beside_it(tmp_path, vocabulary):
+def test_social_iqa_reads_its_labels_beside_it(tmp_path, letters):
     row = {"context": "c", "question": "q", "answerA": "a", "answerB": "b", "answerC": "d"}
     files = {"spot/SocialIQA/train.jsonl": json.dumps(row) + "\n", "spot/SocialIQA/train-labels.lst": "3\n"}
-    task = open_mixture("spot_social_iqa", vocabulary, data_dir=official(tmp_path, files)).tasks[0]
+    task = open_mixture("spot_social_iqa", letters, data_dir=official(tmp_path, files)).tasks[0]
     assert task.load("train").texts[0]["targets_pretokenized"] == "answerC"
-
-
-# ---------------------------------------------------------------- objectives without labels
-
-
-@pytest.fixture
-def corpus(tmp_path):
-    return official(tmp_path, {"corpus/train.txt": "the quick brown fox jumps over the lazy dog\n" * 40 + "\nx\n"})
-
-
-def test_prefix_lm_splits_each_document_in_two(corpus, vocabulary):
-    task = open_mixture("text_prefix_lm", vocabulary, {"inputs": 32, "targets": 32}, data_dir=corpus).tasks[0]
-    examples = task.load("train")
-    document = vocabulary.encode("the quick brown fox jumps over the lazy dog")
-    whole = [[*examples.inputs[i][:-1], *examples.targets[i][:-1]] for i in range(2)]
-    assert whole == [document[:31], document[31:]]
-    assert len({len(examples.inputs[i]) for i in range(0, len(examples), 2)}) > 5  # the place is drawn anew each time
-
-
-def test_deshuffling_moves_some_tokens_a_few_places(corpus, vocabulary):
-    task = open_mixture("text_deshuffling", vocabulary, {"inputs": 32, "targets": 32}, data_dir=corpus).tasks[0]
-    examples = task.load("train")
-    shuffled, text = examples.inputs[0][:-1].tolist(), examples.targets[0][:-1].tolist()
-    assert text == vocabulary.encode("the quick brown fox jumps over the lazy dog")[:31]
-    assert sorted(shuffled) == sorted(text)
-    out_of_place = [np.mean(examples.inputs[i] != examples.targets[i]) for i in range(len(examples))]
-    assert 0.2 < np.mean(out_of_place) < 0.8
-    first = [i for i in range(len(examples)) if examples.targets[i][0] == text[0]]
-    assert all(text[0] in examples.inputs[i][:5] for i in first)
-
-
-def test_span_corruption_can_be_undone(corpus, vocabulary):
-    task = open_mixture("text_span_corruption", vocabulary, {"inputs": 64, "targets": 32}, data_dir=corpus).tasks[0]
-    examples = task.load("train")
-    sentinels = range(vocabulary.size - 100, vocabulary.size)
-    fills: dict[int, list[int]] = {}
-    for token in examples.targets[0][:-1]:
-        if token in sentinels:
-            current = fills.setdefault(int(token), [])
-        else:
-            current.append(int(token))
-    restored = [t for token in examples.inputs[0][:-1] for t in fills.get(int(token), [int(token)])]
-    document = vocabulary.encode("the quick brown fox jumps over the lazy dog")
-    assert restored == (document * 3)[: len(restored)]
-    assert examples.inputs.lengths[0] == 64
-    missing = sum(map(len, fills.values()))
-    assert missing == round(len(restored) * 0.15)

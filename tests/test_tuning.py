@@ -74,7 +74,8 @@ def test_a_model_is_pretrained_on_text_and_adapted_further(home, text, tmp_path)
 
 def test_a_killed_pretraining_resumes_to_the_bit(home, text, tmp_path):
     def start(folder):
-        command = [sys.executable, "-m", "prompt_tuning.train", *pretraining(home, text, folder, TRAIN_STEPS=9)]
+        mixture = {"MIXTURE_OR_TASK_NAME": "text_span_corruption_and_repair", "TRAIN_STEPS": 9}
+        command = [sys.executable, "-m", "prompt_tuning.train", *pretraining(home, text, folder, **mixture)]
         return subprocess.Popen(command, stdout=subprocess.DEVNULL, env=os.environ | {"XLA_FLAGS": ""})
 
     assert start(tmp_path / "whole").wait() == 0

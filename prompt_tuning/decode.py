@@ -21,7 +21,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.layout import Batch
 from prompt_tuning.split import Params
 from prompt_tuning.step import Model
-from prompt_tuning.t5 import Cache, empty_cache
+from prompt_tuning.t5 import Cache, Cross, empty_cache, regroup
 
 PAD, EOS = 0, 1  # T5's ids; the decoder also starts from 0
 NEVER = -1e7  # score of a hypothesis that does not exist, as in T5X; no real one comes near it
@@ -38,7 +38,7 @@ class Decoded(NamedTuple):
 class Sources(NamedTuple):
     """What the hypotheses of each example look at: they share it, it is never repeated."""
 
-    cross: list[tuple[Array, Array]]  # keys and values of every decoder layer, [N S' H A]
+    cross: Cross
     seen: Bool[Array, "N S'"]  # not padding
 
     @property
@@ -275,8 +275,7 @@ def _advance(s: _Beams, log_probs: Float[Array, "B V"], cache: Cache, alpha: flo
 
     live_scores, chosen = jax.lax.top_k(jnp.where(ended, scores + NEVER, scores), beams)
     ancestors = _pick(parents, chosen)
-    regroup = lambda x: _pick(x.reshape(examples, beams, *x.shape[1:]), ancestors).reshape(x.shape)
-    cache = {**cache, "layers": jax.tree.map(regroup, cache["layers"])}
+    cache = regroup(cache, lambda x: _pick(x.reshape(examples, beams, *x.shape[1:]), ancestors).reshape(x.shape))
 
     ranked = jnp.where(ended & (scores > NEVER / 2), scores / brevity(step + 1, alpha), NEVER)
     finished_scores, kept = jax.lax.top_k(jnp.concatenate([s.finished_scores, ranked], axis=1), beams)

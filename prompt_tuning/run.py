@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from prompt_tuning import configure, device, infer, inits, optim, slots, task_file, tiny
+from prompt_tuning import configure, device, infer, inits, optim, scan, slots, task_file, tiny
 from prompt_tuning.base import Base, load_base, random_base
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import Examples, Mixture, proportional
@@ -122,6 +122,7 @@ class Run:
     packing: bool = True
     rows_at_once: int | None = None
     remat: bool = False
+    scan_layers: bool = False
     eval_period: int = 1000
     eval_batch_size: int = 64
     predict: infer.Predict | None = None
@@ -140,6 +141,8 @@ class Run:
             object.__setattr__(self, "tuning", PromptTuning())
         if isinstance(self.tuning, type) or not hasattr(self.tuning, "whole_model"):
             raise UserError(f"TUNING is {self.tuning!r}; it is @PromptTuning(), @ModelTuning() or @Pretraining().")
+        if self.scan_layers and self.tuning.whole_model:
+            raise UserError("SCAN_LAYERS goes through frozen layers; a whole model is trained with it at False.")
         if not isinstance(self.dropout_rate, int | float) or not 0 <= self.dropout_rate < 1:
             raise UserError(f"DROPOUT_RATE is {self.dropout_rate!r}; it is from 0 (off) to below 1.")
 
@@ -165,7 +168,7 @@ class Opened:
 
     @functools.cached_property
     def model(self) -> Model:
-        config = dataclasses.replace(self.base.config, remat=self.run.remat)
+        config = dataclasses.replace(self.base.config, remat=self.run.remat, scan_layers=self.run.scan_layers)
         return Model(config, len(self.slots), max(slot.length for slot in self.slots))
 
     @property
@@ -213,5 +216,7 @@ def open_run(run: Run) -> Opened:
     mixtures = {name: run.data.open(name, vocabulary) for name in dict.fromkeys(slot.task for slot in wanted)}
     if run.data.task_file:  # such a slot is called after its file's task
         wanted = tuple(dataclasses.replace(s, name=s.name.replace("prompt", mixtures[s.task].name, 1)) for s in wanted)
+    if run.scan_layers:
+        base = dataclasses.replace(base, params=scan.stacked(base.params))
     jax.block_until_ready(base.params)
     return Opened(run, base, vocabulary, mesh, wanted, tuple(mixtures[slot.task] for slot in wanted))

@@ -1,6 +1,7 @@
 """T5: an encoder and a decoder that take embeddings, so that a prompt needs no subclass (Raffel et al. 2020)."""
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import gin
@@ -11,10 +12,15 @@ from flax.core import unfreeze
 from flax.linen import partitioning
 from jaxtyping import Array, Bool, Float, Int
 
+from prompt_tuning import scan
 from prompt_tuning.dropout import Dropout, Keep, drop, of_keys, of_layer
 from prompt_tuning.layers import Attention, Dense, FeedForward, RelativeBias, RMSNorm, Stream
 
-Cache = dict[str, Any]  # one dict(keys, values) a layer, each [B L H A], and the index of the next position
+# One dict(keys, values) a layer, each [B L H A] (scanned layers: one dict, each [N B L H A]), and the next position.
+Cache = dict[str, Any]
+Cross = (
+    list[tuple[Array, Array]] | tuple[Array, Array]
+)  # keys and values of each layer, [X S H A]; scanned: [N X S H A]
 
 
 @gin.configurable
@@ -34,6 +40,7 @@ class T5Config:
     shared_relative_bias: bool = True  # False: a table a layer, as in T5X's scalable_t5 and umT5
     dtype: Any = jnp.float32  # of activations
     remat: bool = False  # backward computes each layer again instead of keeping what it saw
+    scan_layers: bool = False  # the parameters are `scan.stacked`, and a stack compiles as one layer
 
 
 def _norm(config: T5Config) -> RMSNorm:
@@ -102,8 +109,7 @@ class Encoder(nn.Module):
         x = partitioning.with_sharding_constraint(x, ("batch", "length", "embed"))
         mask = same_segment(stream.segments, stream.segments)
         bias = self.relpos_bias(x.shape[1]) if self.relpos_bias else None
-        for i, layer in enumerate(self.layers):
-            x = layer(x, stream, mask, bias, of_layer(keep, i))
+        x = _through(EncoderLayer, self, x, keep, stream, mask, bias)
         return drop(self.encoder_norm(x), keep.get("encoded"), stream.segments)
 
     def _drawn(self, dropout: Dropout, length: int) -> Keep:
@@ -220,8 +226,7 @@ class Decoder(nn.Module):
         mask = same_segment(stream.segments, stream.segments) & causal
         cross_mask = same_segment(examples, source.segments)
         bias = self.relpos_bias(length) if self.relpos_bias else None
-        for i, layer in enumerate(self.layers):
-            x = layer(x, stream, mask, bias, encoded, cross_mask, source, of_layer(keep, i))
+        x = _through(DecoderLayer, self, x, keep, stream, mask, bias, encoded, cross_mask, source)
         return drop(self.decoder_norm(x), keep.get("decoded"), stream.segments)
 
     def _drawn(self, dropout: Dropout, length: int, source_length: int) -> Keep:
@@ -234,22 +239,32 @@ class Decoder(nn.Module):
         keep = dropout.draw("decoder", (), outs) | dropout.draw("decoder attention", (length,), heads("self"))
         return keep | dropout.draw("cross attention", (source_length,), heads("cross"))
 
-    def project(self, encoded: Float[Array, "X S D"]) -> list[tuple[Array, Array]]:
+    def project(self, encoded: Float[Array, "X S D"]) -> Cross:
         """Every layer's keys and values of the encoder's output, for `step`."""
+        if self.config.scan_layers:
+            one = lambda _, params: (None, _alone(DecoderLayer, self.config, params, encoded, method="project"))
+            return scan.through(one, None, _stacked(self))[1]
         return [layer.project(encoded) for layer in self.layers]
 
     def step(
-        self, embedded: Float[Array, "B 1 D"], cache: Cache, cross: list[tuple[Array, Array]], seen: Bool[Array, "X S"]
+        self, embedded: Float[Array, "B 1 D"], cache: Cache, cross: Cross, seen: Bool[Array, "X S"]
     ) -> tuple[Float[Array, "B 1 D"], Cache]:
         """Hidden state of the next position of B = X * hypotheses targets, and the cache with that position added."""
         x, index = embedded.astype(self.config.dtype), cache["index"]
-        length = cache["layers"][0]["keys"].shape[1]
+        length = jax.tree.leaves(cache["layers"])[0].shape[-3]
         mask = (jnp.arange(length) <= index)[None, None, None, :]
         bias = self.relpos_bias(length, position=index) if self.relpos_bias else None
-        layers = []
-        for layer, cached, keys_values in zip(self.layers, cache["layers"], cross, strict=True):
-            x, cached = layer.step(x, cached, index, mask, bias, keys_values, seen[:, None, None, :])
-            layers.append(cached)
+        seen = seen[:, None, None, :]
+        if self.config.scan_layers:
+            one = lambda x, params, cached, keys_values: _alone(
+                DecoderLayer, self.config, params, x, cached, index, mask, bias, keys_values, seen, method="step"
+            )
+            x, layers = scan.through(one, x, _stacked(self), cache["layers"], cross)
+        else:
+            layers = []
+            for layer, cached, keys_values in zip(self.layers, cache["layers"], cross, strict=True):
+                x, cached = layer.step(x, cached, index, mask, bias, keys_values, seen)  # type: ignore[arg-type]
+                layers.append(cached)
         return self.decoder_norm(x), {"layers": layers, "index": index + 1}
 
     def logits(self, x: Float[Array, "... D"], table: Float[Array, "V D"]) -> Float[Array, "... V"]:
@@ -257,6 +272,27 @@ class Decoder(nn.Module):
         if not self.config.logits_via_embedding:
             return self.logits_dense(x)
         return jnp.dot(x.astype(jnp.float32), table.astype(jnp.float32).T) / jnp.sqrt(jnp.float32(x.shape[-1]))
+
+
+def _through(
+    layer: type[nn.Module], stack: Encoder | Decoder, x: Float[Array, "R S D"], keep: Keep, *seen: Any
+) -> Float[Array, "R S D"]:
+    """`x` after every layer of a stack, each of which is handed what is `seen` and its part of `keep`."""
+    if not stack.config.scan_layers:
+        for i, each in enumerate(stack.layers):
+            x = each(x, *seen, of_layer(keep, i))
+        return x
+    one = lambda x, params, keep: (_alone(layer, stack.config, params, x, *seen, keep), None)
+    keeps = scan.of_layers(keep, len(stack.layers))
+    return scan.through(one, x, _stacked(stack), keeps, remat=stack.config.remat)[0]
+
+
+def _stacked(stack: Encoder | Decoder) -> Any:
+    return stack.variables["params"][scan.STACKED]
+
+
+def _alone(layer: type[nn.Module], config: T5Config, params: Any, *args: Any, method: str = "__call__") -> Any:
+    return layer(config, parent=None).apply({"params": params}, *args, method=method)
 
 
 class Embedding(nn.Module):
@@ -310,12 +346,12 @@ class T5(nn.Module):
         hidden = self.decoder(self.embed(tokens), stream, examples, encoded, source, dropout)
         return self.decoder.logits(hidden, self.token_embedder.table)
 
-    def project(self, encoded: Float[Array, "X S D"]) -> list[tuple[Array, Array]]:
+    def project(self, encoded: Float[Array, "X S D"]) -> Cross:
         """Keys and values of every decoder layer, computed once before `step`."""
         return self.decoder.project(encoded)
 
     def step(
-        self, tokens: Int[Array, "B"], cache: Cache, cross: list[tuple[Array, Array]], seen: Bool[Array, "X S"]
+        self, tokens: Int[Array, "B"], cache: Cache, cross: Cross, seen: Bool[Array, "X S"]
     ) -> tuple[Float[Array, "B V"], Cache]:
         """Logits of the next token and the longer cache; `seen` marks the encoder positions that are not padding."""
         hidden, cache = self.decoder.step(self.embed(tokens[:, None]), cache, cross, seen)
@@ -343,8 +379,16 @@ def same_segment(queries: Int[Array, "R Q"], keys: Int[Array, "R S"]) -> Bool[Ar
 def empty_cache(config: T5Config, batch: int, length: int) -> Cache:
     """A cache for `batch` targets of up to `length` tokens."""
     shape = (batch, length, config.num_heads, config.head_dim)
-    one = lambda: {"keys": jnp.zeros(shape, config.dtype), "values": jnp.zeros(shape, config.dtype)}
-    return {"layers": [one() for _ in range(config.num_decoder_layers)], "index": jnp.zeros((), jnp.int32)}
+    one = lambda *lead: {name: jnp.zeros((*lead, *shape), config.dtype) for name in ("keys", "values")}
+    count = config.num_decoder_layers
+    layers = one(count) if config.scan_layers else [one() for _ in range(count)]
+    return {"layers": layers, "index": jnp.zeros((), jnp.int32)}
+
+
+def regroup(cache: Cache, of: Callable[[Float[Array, "B ..."]], Float[Array, "B ..."]]) -> Cache:
+    """The cache with its targets in another order."""
+    scanned = isinstance(cache["layers"], dict)
+    return {**cache, "layers": jax.tree.map(jax.vmap(of) if scanned else of, cache["layers"])}
 
 
 def parameter_shapes(config: T5Config) -> dict[str, Any]:

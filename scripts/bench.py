@@ -1,4 +1,4 @@
-"""How fast a prompt is trained, as a table and as JSON; beside it PEFT on the same lengths, where it can be imported.
+"""How fast a prompt is trained, as a table and as JSON; beside it PEFT and T5X on the same lengths.
 
     python scripts/bench.py                                  # small and base, three kinds of text, batches of 16 and 32
     python scripts/bench.py --sizes small --texts boolq --batches 16 --peft OTHER/bin/python
@@ -8,11 +8,13 @@ Each row is a process of its own, which draws a random T5 1.1 (speed does not de
 times steps of prompt tuning with a prompt of 100 and dropout 0.1. Text is token ids drawn to the lengths of SST-2, RTE
 and BoolQ, the same for every row. Rows follow one another in turns: compare ratios of one run, machines are noisy.
 FLOP/s are those of the tokens and prompts alone, padding not counted; the peak is a matrix product timed in the same
-process. PEFT needs torch, transformers and peft in the interpreter given by --peft.
+process. PEFT needs torch, transformers and peft in the interpreter given by --peft. The one given by --t5x has to find
+T5X and the authors' code (docs/from_t5x.md), with the variable T5X_PATH as its PYTHONPATH. What is missing is left out.
 """
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 import tempfile
@@ -26,6 +28,7 @@ from timed_steps import LENGTHS, PROMPT, TARGET, draw, measure, t5_1_1
 
 from prompt_tuning import allocator
 
+PADDED = 512  # positions, the prompt counted
 COLUMNS = {
     "examples_per_s": "examples/s", "tokens_per_s": "text tokens/s", "padding": "padding", "gflops": "GFLOP/s",
     "of_peak": "of peak", "memory_gib": "GiB", "planned_gib": "planned",
@@ -40,8 +43,10 @@ def main() -> None:
     parser.add_argument("--batches", nargs="+", type=int, default=[16, 32])
     parser.add_argument("--slots", nargs="+", type=int, default=[1], help="prompts trained at once, each on its batch")
     parser.add_argument("--rows_at_once", type=int, help="as ROWS_AT_ONCE")
+    parser.add_argument("--scan_layers", action="store_true", help="as SCAN_LAYERS")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--peft", metavar="PYTHON", default=sys.executable, help="an interpreter that has PEFT")
+    parser.add_argument("--t5x", metavar="PYTHON", default=sys.executable, help="an interpreter that has T5X")
     parser.add_argument("--json", type=Path, metavar="FILE", help="writes the rows here too")
     parser.add_argument("--one", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -57,10 +62,12 @@ def main() -> None:
             for batch in options.batches:
                 for slots in options.slots:
                     one = {"size": size, "text": text, "batch": batch, "slots": slots, "steps": options.steps}
-                    rows.append(_ours(one | {"rows_at_once": options.rows_at_once}))
-                for padded in (False, True):
-                    one = {"size": size, "text": text, "batch": batch, "padded": padded}
-                    rows.append(_peft(options.peft, one, options.steps))
+                    settings = {"rows_at_once": options.rows_at_once, "scan_layers": options.scan_layers}
+                    rows.append(_ours(one | settings))
+                one = {"size": size, "text": text, "batch": batch}
+                rows.append(_beside("PEFT", options.peft, one, options.steps))
+                rows.append(_beside(f"PEFT, padded to {PADDED}", options.peft, one, options.steps, PADDED))
+                rows.append(_beside("T5X, the authors'", options.t5x, one, options.steps, PADDED))
     for row in rows:
         cells = [_cell(name, row.get(name)) for name in COLUMNS] if "skipped" not in row else [row["skipped"]]
         table.add_row(row["what"], row["size"], row["text"], str(row["batch"]), str(row.get("slots", 1)), *cells)
@@ -83,20 +90,22 @@ def _ours(one: dict[str, Any]) -> dict[str, Any]:
     return shown | json.loads(done.stdout.splitlines()[-1])
 
 
-def _peft(python: str, one: dict[str, Any], steps: int) -> dict[str, Any]:
-    shown = {"what": "PEFT, padded to 512" if one["padded"] else "PEFT"} | one
+def _beside(what: str, python: str, one: dict[str, Any], steps: int, length: int | None = None) -> dict[str, Any]:
+    """A row of another library, in its own interpreter; each input is padded to `length`, or to the batch's longest."""
+    shown = {"what": what} | one
     config = t5_1_1(one["size"])
-    torch_sizes = {
+    sizes = {
         "d_model": config.emb_dim, "num_heads": config.num_heads, "d_kv": config.head_dim, "d_ff": config.mlp_dim,
         "num_layers": config.num_encoder_layers, "num_decoder_layers": config.num_decoder_layers,
     }  # fmt: skip
-    script = Path(__file__).with_name("bench_peft.py")
+    script = Path(__file__).with_name("bench_t5x.py" if what.startswith("T5X") else "bench_peft.py")
+    path = {"PYTHONPATH": os.environ["T5X_PATH"]} if "T5X_PATH" in os.environ and what.startswith("T5X") else {}
+    drawn = [draw(one["text"], one["batch"], step).tolist() for step in range(steps)]
+    job = {"lengths": drawn, "vocab": config.vocab_size, "prompt": PROMPT, "target": TARGET, "length": length}
     with tempfile.TemporaryDirectory() as folder:
-        lengths = Path(folder) / "lengths.json"
-        drawn = [draw(one["text"], one["batch"], step).tolist() for step in range(steps)]
-        job = {"lengths": drawn, "vocab": 32128, "prompt": PROMPT, "target": TARGET, "padded": one["padded"]}
-        lengths.write_text(json.dumps(job | {"config": torch_sizes}))
-        done = subprocess.run([python, str(script), str(lengths)], capture_output=True, text=True)
+        file = Path(folder) / "job.json"
+        file.write_text(json.dumps(job | {"config": sizes}))
+        done = subprocess.run([python, str(script), str(file)], capture_output=True, text=True, env=os.environ | path)
     if done.returncode:
         return shown | {"skipped": (done.stderr.strip().splitlines() or ["it failed"])[-1][:80]}
     found = json.loads(done.stdout.splitlines()[-1])

@@ -18,8 +18,6 @@ from peft import PromptTuningConfig, get_peft_model
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.optimization import Adafactor
 
-PADDED = 512
-
 
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
@@ -37,7 +35,7 @@ def main() -> None:
     optimizer = Adafactor(trained, lr=0.3, relative_step=False, scale_parameter=False, warmup_init=False)
     seconds = []
     for lengths in [job["lengths"][0], *job["lengths"]]:  # the first one warms up
-        longest = PADDED - job["prompt"] if job["padded"] else max(lengths)
+        longest = job["length"] - job["prompt"] if job["length"] else max(lengths)
         mask = (torch.arange(longest)[None] < torch.tensor(lengths)[:, None]).long()
         ids = torch.randint(2, 32000, mask.shape) * mask
         labels = torch.randint(2, 32000, (len(lengths), job["target"]))

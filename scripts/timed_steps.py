@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import configure, cost, device, layout, optim
+from prompt_tuning import configure, cost, device, layout, optim, scan
 from prompt_tuning.base import random_base
 from prompt_tuning.layout import Item
 from prompt_tuning.program import needed
@@ -42,7 +42,13 @@ def draw(text: str, count: int, seed: int) -> np.ndarray:
 
 
 def measure(
-    config: T5Config, text: str, batch: int, slots: int, steps: int, rows_at_once: int | None = None
+    config: T5Config,
+    text: str,
+    batch: int,
+    slots: int,
+    steps: int,
+    rows_at_once: int | None = None,
+    scan_layers: bool = False,
 ) -> dict[str, float]:
     """Mean over `steps` steps, after a first one, of `slots` prompts that are each trained on `batch` examples."""
     groups = [_items(text, batch, slots, step) for step in range(steps + 1)]
@@ -52,6 +58,8 @@ def measure(
     batches = [layout.pack(group, shape, PROMPT) for group in groups]
     state, optimizer = _start(config, slots)
     frozen = jax.tree.map(lambda leaf: leaf.astype(config.dtype), random_base(config, 0).params)
+    if scan_layers:
+        config, frozen = dataclasses.replace(config, scan_layers=True), scan.stacked(frozen)
     pure = functools.partial(train_step, model=Model(config, slots, PROMPT), optimizer=optimizer)
     started = time.perf_counter()
     step = jax.jit(pure, donate_argnums=0, compiler_options=device.compiler_options())

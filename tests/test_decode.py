@@ -3,6 +3,7 @@
 scripts/record_decode.py and scripts/record_decode_t5x.py recorded the numbers.
 """
 
+import dataclasses
 import functools
 import itertools
 from pathlib import Path
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 from conftest import random_items
 
-from prompt_tuning import decode, layout
+from prompt_tuning import decode, layout, scan
 from prompt_tuning.base import load_base
 from prompt_tuning.errors import UserError
 from prompt_tuning.step import Model, score_targets
@@ -132,6 +133,17 @@ def test_packed_rows_of_mixed_prompts_decode_as_each_example_alone(decoder, sett
         alone = run(decoder, params, one, model, rng=jax.random.key(5), **settings)
         np.testing.assert_array_equal(alone.tokens[0], together.tokens[n])
         np.testing.assert_allclose(alone.scores[0], together.scores[n], atol=1e-4)
+
+
+@each_decoder
+def test_scanned_layers_answer_as_layers_one_by_one(decoder, settings):
+    params, batch, model = recorded()
+    config = dataclasses.replace(model.config, scan_layers=True)
+    scanned = Model(config, model.slots, model.length)
+    one = run(decoder, params, batch, model, rng=jax.random.key(5), **settings)
+    other = run(decoder, scan.stacked(params), batch, scanned, rng=jax.random.key(5), **settings)
+    np.testing.assert_array_equal(one.tokens, other.tokens)
+    np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
 
 
 @each_decoder

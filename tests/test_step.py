@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import TINY, one_a_row, random_bank, random_items, random_params, start_state
 
-from prompt_tuning import layout, optim, split
+from prompt_tuning import layout, optim, scan, split
 from prompt_tuning.step import Model, dropout_of, score_targets, slot_losses, train_step
 
 
@@ -159,6 +159,24 @@ def test_computing_layers_again_changes_only_the_memory():
         step = jax.jit(functools.partial(train_step, model=model, optimizer=optimizer))
         found.append(step(state, random_params(), batch)[0].trainable["prompt"]["bank"])
     np.testing.assert_allclose(*found, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", [False, True])
+@pytest.mark.parametrize("shared", [False, True], ids=["a bias a layer", "shared bias"])
+def test_scanned_layers_train_as_layers_one_by_one(remat, shared):
+    optimizer = optim.over_slots(optim.adafactor, [7], [0.3])
+    batch = layout.pack(random_items(4, [7]), layout.Shape(48, 16, (4,)), 7)
+    plain = dataclasses.replace(TINY, shared_relative_bias=shared)
+    params = random_params(plain)
+    found = []
+    for scan_layers in (False, True):
+        model = Model(dataclasses.replace(plain, scan_layers=scan_layers, remat=remat and scan_layers), 1, 7)
+        state = start_state(random_bank([7]), optimizer, [0])
+        step = jax.jit(functools.partial(train_step, model=model, optimizer=optimizer, dropout_rate=0.1))
+        state, metrics = step(state, scan.stacked(params) if scan_layers else params, batch)
+        found.append((metrics["loss"], metrics["gradient_norm"], state.trainable["prompt"]["bank"]))
+    for one, two in zip(*found, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
 
 
 @functools.cache

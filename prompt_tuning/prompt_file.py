@@ -179,7 +179,7 @@ def _seal(vectors: np.ndarray, card: dict[str, str]) -> str:
 def _card(path: Path, metadata: dict[str, str]) -> Card:
     try:
         return Card(**{k: _field(k, v) for k, v in metadata.items() if k in _KINDS})
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise UserError(f"The card inside {path} cannot be read ({error}).") from error
 
 

@@ -102,19 +102,25 @@ def read_index(path: str) -> dict[str, Any]:
         contents = serialization.msgpack_restore(data)
     except Exception as error:  # msgpack, numpy and flax each raise their own kinds for garbage
         raise UserError(f"{path}/checkpoint is not a readable T5X index ({error!r:.200}): copy it again.") from error
-    if not isinstance(contents, dict) or (contents.get("version", 0) and "optimizer" not in contents):
+    if not isinstance(contents, dict) or (_has_state_below(contents) and "optimizer" not in contents):
         raise UserError(f"{path}/checkpoint is msgpack, but not a T5X index: it has no entry `optimizer`.")
     return contents
 
 
 def state_and_target(path: str, contents: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """An index's state and, in it, the tree of parameters. Raises UserError where they are missing."""
-    state = contents["optimizer"] if contents.get("version", 0) else contents
+    state = contents["optimizer"] if _has_state_below(contents) else contents
     target = state.get("target") if isinstance(state, dict) else None
     target = target.get("params", target) if isinstance(target, dict) else None
     if not isinstance(target, dict):
         raise UserError(f"{path}/checkpoint has no entry `target`; it is not a T5X checkpoint of a model.")
     return state, target
+
+
+def _has_state_below(contents: dict[str, Any]) -> bool:
+    """Whether the index is of a version from 1, which has its state as an entry."""
+    version = contents.get("version", 0)
+    return isinstance(version, int | np.integer) and version > 0
 
 
 def open_tensors(path: str, target: dict[str, Any]) -> dict[str, Tensor]:
@@ -123,7 +129,7 @@ def open_tensors(path: str, target: dict[str, Any]) -> dict[str, Tensor]:
         leaves = traverse_util.flatten_dict(target, is_leaf=lambda _, leaf: _is_spec(leaf), sep="/")
     except TypeError as error:
         raise UserError(f"{path}/checkpoint names its tensors with something else than text: copy it again.") from error
-    opened = {name: ts.open(_spec(path, name, leaf), open=True) for name, leaf in leaves.items() if _is_spec(leaf)}
+    opened = {name: _opening(path, name, leaf) for name, leaf in leaves.items() if _is_spec(leaf)}
     found = {}
     for name, leaf in leaves.items():
         if name in opened:
@@ -133,6 +139,13 @@ def open_tensors(path: str, target: dict[str, Any]) -> dict[str, Tensor]:
         elif isinstance(leaf, np.ndarray | np.generic):
             found[name] = Tensor(leaf.shape, lambda at=..., leaf=leaf: _decoded(np.asarray(leaf)[at]))
     return found
+
+
+def _opening(path: str, name: str, spec: dict[str, Any]) -> Any:
+    try:
+        return ts.open(_spec(path, name, spec), open=True)
+    except ValueError as error:
+        raise UserError(f"{path}/checkpoint has no folder's name for the tensor {name}: copy it again.") from error
 
 
 def _refuse_more_than_held(path: str, name: str, store: ts.TensorStore) -> None:
@@ -159,7 +172,7 @@ def _is_spec(leaf: Any) -> bool:
 
 def _spec(path: str, name: str, leaf: dict[str, Any]) -> dict[str, Any]:
     """A spec for here: of the stored one only the array's folder counts, as checkpoints move between machines."""
-    while "base" in leaf:
+    while isinstance(leaf.get("base"), dict):
         leaf = leaf["base"]
     kvstore = leaf.get("kvstore")
     stored = kvstore.get("path") if isinstance(kvstore, dict) else None

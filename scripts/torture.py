@@ -1,8 +1,9 @@
 """Kills a training run again and again, and holds what it comes to against a run that nobody disturbed, to the bit.
 
     python scripts/torture.py --kills 50 [--seed 0] [--folder /tmp/torture]
+    python scripts/torture.py --kills 30 --signal TERM      # asks it to stop instead; how long until it has
 
-A tiny random base is tuned on a demonstration task by `prompt-tuning train`. Each life is ended by SIGKILL in a phase
+A tiny random base is tuned on a demonstration task by `prompt-tuning train`. Each life is ended by a signal in a phase
 chosen in turn (start, compile, step, log, evaluation, save; the last lives at the end of the run), after a random
 delay; then the same command starts the next. The two runs must agree on every file that counts: the prompts of every
 step and the best one, the newest checkpoint's best-step record, and metrics.jsonl but for the fields that tell time
@@ -22,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ NO_TENSORBOARD = "no_tensorboard"  # a folder of modules
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--signal", choices=("KILL", "TERM"), default="KILL")
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--period", type=int, default=10, help="steps between evaluations")
@@ -54,12 +56,14 @@ def main() -> int:
     print(f"undisturbed: {time.monotonic() - started:.0f} s", flush=True)
     middle = options.kills - min(AT_END, options.kills)
     phases = [PHASES[n % len(PHASES)] for n in range(middle)] + [END] * (options.kills - middle)
-    hits = torture(flags, folder / "killed", phases, options.period, random.Random(options.seed))
+    end = Life.kill if options.signal == "KILL" else Life.stop
+    hits = torture(flags, folder / "killed", phases, options.period, random.Random(options.seed), end)
     print(
-        f"{sum(hits.values())} kills in {time.monotonic() - started:.0f} s, by the last thing that was seen of the run:"
+        f"{sum(map(len, hits.values()))} signals in {time.monotonic() - started:.0f} s, by the last thing that was seen"
+        " of the run; seconds until it had ended, on the mean and at most:"
     )
-    for phase, count in sorted(hits.items()):
-        print(f"  {count:3}  {phase}")
+    for phase, seconds in sorted(hits.items()):
+        print(f"  {len(seconds):3}  {sum(seconds) / len(seconds):5.1f}  {max(seconds):5.1f}  {phase}")
     difference = compare(folder / "calm", folder / "killed", options.period, options.steps)
     print(difference or "the killed run is the undisturbed one, to the bit")
     return 1 if difference else 0
@@ -133,8 +137,18 @@ class Life:
     def kill(self) -> str:
         """SIGKILL; the last thing that was seen of the run."""
         self.process.send_signal(signal.SIGKILL)
-        self.process.wait()
-        self._reader.join()
+        self.wait()
+        return self._last_seen()
+
+    def stop(self) -> str:
+        """SIGTERM; the last thing that was seen of the run before. Raises RuntimeError if it ends with an error."""
+        seen = self._last_seen()
+        self.process.send_signal(signal.SIGTERM)
+        if (code := self.wait()) not in (0, -signal.SIGTERM):  # the second before it has begun to listen
+            raise RuntimeError(f"A run that was asked to stop ended with {code}:\n{self.told()}")
+        return seen
+
+    def _last_seen(self) -> str:
         said = "".join(self.lines)
         if "writes to" not in said:
             return "starting: nothing said yet"
@@ -182,20 +196,26 @@ def _sleep(seconds: float) -> bool:
 
 
 def torture(
-    flags: Sequence[str], folder: Path, phases: Sequence[str], period: int, rng: random.Random
-) -> collections.Counter[str]:
-    """Runs to the end, killed once in each of `phases`; what each kill hit.
+    flags: Sequence[str],
+    folder: Path,
+    phases: Sequence[str],
+    period: int,
+    rng: random.Random,
+    end: Callable[["Life"], str],
+) -> dict[str, list[float]]:
+    """Runs to the end, brought to an `end` once in each of `phases`; what was hit, and the seconds each took to end.
 
     Raises RuntimeError if a life ends badly by itself.
     """
-    hits: collections.Counter[str] = collections.Counter()
+    hits: dict[str, list[float]] = collections.defaultdict(list)
     phases = list(phases)
     while True:
         life = Life(flags, folder, period)
         if phases and life.until(phases[0], rng):
-            hit = life.kill()
-            hits[hit] += 1
-            print(f"kill {sum(hits.values())} at step {_newest(folder)}: {hit}", flush=True)
+            signalled = time.monotonic()
+            hit = end(life)
+            hits[hit].append(time.monotonic() - signalled)
+            print(f"signal {sum(map(len, hits.values()))} at step {_newest(folder)}: {hit}", flush=True)
             phases.pop(0)
             continue
         if life.wait():

@@ -214,3 +214,35 @@ def test_json_that_python_stumbles_over_is_named_with_its_line(tmp_path, line, s
     task = open_task_file(tmp_path / "task.toml", Vocabulary(tiny.VOCABULARY), {"inputs": 8, "targets": 8})
     with pytest.raises(UserError, match=rf"rows\.jsonl:2: .*{said}"):
         task.tasks[0].load("train")
+
+
+def _index(change: Any) -> dict[str, bytes]:
+    """The T5X index of a prompt, with `change` made to the description of its array."""
+    index = json.loads(json.dumps(hostile.PROMPT_INDEX))
+    change(index["optimizer"]["target"]["encoder"]["prompt"]["prompt"]["prompt"])
+    return _files("index") | {"t5x/checkpoint": serialization.msgpack_serialize(index)}
+
+
+def _version(version: Any) -> dict[str, bytes]:
+    index = serialization.msgpack_restore(_files("t5x_base")["t5x/checkpoint"])
+    return {"t5x/checkpoint": serialization.msgpack_serialize(index | {"version": version})}
+
+
+FOUND = {
+    "a base of an array's description that is none": ("index", _index(lambda spec: spec.update(base="zarr")), None),
+    "a folder's name with a zero in it": (
+        "index", _index(lambda spec: spec["kvstore"].update(path="a\0b")), "no folder's name",
+    ),
+    "a version that is an array": ("t5x_base", _version(np.ones(3)), "target"),
+    "a score of 500 digits": (
+        "card", {"p.safetensors": hostile.safetensors_bytes(hostile.CARD | {"score": 10**500})}, "card",
+    ),
+    "a task that is a number": ("gin", {"flags": b"GRID={'task': ['superglue_cb', 1]}"}, "task"),
+    "a seed that is a word": ("gin", {"flags": b"SLOTS=[{'seed': 'a'}]"}, "seed"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name, files, said", FOUND.values(), ids=FOUND)
+def test_what_fuzzing_found_once_stays_mended(tmp_path, name, files, said):
+    with pytest.raises(UserError, match=said) if said else contextlib.nullcontext():
+        hostile.parsers()[name].read(_written(tmp_path, files))

@@ -343,8 +343,9 @@ def test_a_run_killed_at_random_moments_is_the_undisturbed_one(tmp_path):
     spec.loader.exec_module(torture)
     flags = torture.prepare(tmp_path, steps=20, period=5)
     assert torture.Life(flags, tmp_path / "calm", 5).wait() == 0
-    hits = torture.torture(flags, tmp_path / "killed", ["evaluation", "save", torture.END], 5, random.Random(0))
-    assert sum(hits.values()) == 3
+    phases = ["evaluation", "save", torture.END]
+    hits = torture.torture(flags, tmp_path / "killed", phases, 5, random.Random(0), torture.Life.kill)
+    assert sum(map(len, hits.values())) == 3
     assert torture.compare(tmp_path / "calm", tmp_path / "killed", 5, 20) == ""
     (tmp_path / "killed" / "prompts" / ".x.part").write_text("")
     assert "only one run has" in torture.compare(tmp_path / "calm", tmp_path / "killed", 5, 20)

@@ -47,7 +47,7 @@ def main(argv: Sequence[str]) -> int:
         help="another T5: hub name, Hugging Face folder or T5X checkpoint",
     )
     parser.add_argument("--out", type=Path, default=Path("quickstart"), metavar="FOLDER", help="default: ./quickstart")
-    parser.add_argument("--task", default="demo_speech", metavar="NAME", help="another demo_... task")
+    parser.add_argument("--task", default="demo_acceptability", metavar="NAME", help="another demo_... task")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
     if any((options.out / name / "checkpoints").is_dir() for name in ("prompt", "model")):
@@ -123,7 +123,7 @@ def _tell(out: Path, task: str, rows: list[Row], picture: Path | None, seconds: 
         f"\nprompt    {prompt}\ncurves    {picture}\neverything else of the two runs is in {out}\n", soft_wrap=True
     )
     console.print("Next, ask the prompted model something:", style="bold")
-    console.print(f"  prompt-tuning infer --prompt {prompt} 'sentence: Where have you been so long'\n", soft_wrap=True)
+    console.print(f"  prompt-tuning infer --prompt {prompt} 'sentence: He sat the by fire and told us of the war.'\n", soft_wrap=True)
     console.print("or train on a task of the papers: see README, or gin/runs/sst2_small.gin.")
 
 

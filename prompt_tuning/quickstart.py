@@ -123,7 +123,8 @@ def _tell(out: Path, task: str, rows: list[Row], picture: Path | None, seconds: 
         f"\nprompt    {prompt}\ncurves    {picture}\neverything else of the two runs is in {out}\n", soft_wrap=True
     )
     console.print("Next, ask the prompted model something:", style="bold")
-    console.print(f"  prompt-tuning infer --prompt {prompt} 'sentence: He sat the by fire and told us of the war.'\n", soft_wrap=True)
+    text = "sentence: He sat the by fire and told us of the war."
+    console.print(f"  prompt-tuning infer --prompt {prompt} '{text}'\n", soft_wrap=True)
     console.print("or train on a task of the papers: see README, or gin/runs/sst2_small.gin.")
 
 

@@ -105,7 +105,12 @@ def _beside(what: str, python: str, one: dict[str, Any], steps: int, length: int
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "job.json"
         file.write_text(json.dumps(job | {"config": sizes}))
-        done = subprocess.run([python, str(script), str(file)], capture_output=True, text=True, env=os.environ | path)
+        try:
+            done = subprocess.run(
+                [python, str(script), str(file)], capture_output=True, text=True, env=os.environ | path
+            )
+        except OSError as error:
+            return shown | {"skipped": str(error)}
     if done.returncode:
         return shown | {"skipped": (done.stderr.strip().splitlines() or ["it failed"])[-1][:80]}
     found = json.loads(done.stdout.splitlines()[-1])

@@ -7,7 +7,8 @@ A tiny random base is tuned on a demonstration task by `prompt-tuning train`. Ea
 chosen in turn (start, compile, step, log, evaluation, save; the last lives at the end of the run), after a random
 delay; then the same command starts the next. The two runs must agree on every file that counts: the prompts of every
 step and the best one, the newest checkpoint's best-step record, and metrics.jsonl but for the fields that tell time
-and memory (examples_per_second, waiting, memory). There may be no step twice or missing, and no temporary file.
+and memory (examples_per_second, waiting, memory). There may be no step twice or missing, and no temporary file. A run
+that is asked to stop logs and saves the step it has come to: there the prompts and the best-step record are compared.
 """
 
 import argparse
@@ -64,8 +65,11 @@ def main() -> int:
     )
     for phase, seconds in sorted(hits.items()):
         print(f"  {len(seconds):3}  {sum(seconds) / len(seconds):5.1f}  {max(seconds):5.1f}  {phase}")
-    difference = compare(folder / "calm", folder / "killed", options.period, options.steps)
-    print(difference or "the killed run is the undisturbed one, to the bit")
+    checks = (
+        CHECKS if options.signal == "KILL" else (_prompts, _best)
+    )  # a run that is stopped logs and saves where it is
+    difference = compare(folder / "calm", folder / "killed", options.period, options.steps, checks)
+    print(difference or "the disturbed run is the undisturbed one, to the bit")
     return 1 if difference else 0
 
 
@@ -224,9 +228,9 @@ def torture(
             return hits  # the run is over, whatever kills were left
 
 
-def compare(calm: Path, killed: Path, period: int, steps: int) -> str:
-    """The first difference in words, or nothing."""
-    for check in (_leftovers, _steps, _metrics, _prompts, _best):
+def compare(calm: Path, killed: Path, period: int, steps: int, checks: Sequence["Check"] | None = None) -> str:
+    """The first difference in words, or nothing; by all `CHECKS` unless told."""
+    for check in checks or CHECKS:
         if found := check(calm, killed, period, steps):
             return found
     return ""
@@ -290,6 +294,10 @@ def _best(calm: Path, killed: Path, *_: int) -> str:
     if step != other or wrong:
         return f"the best-step record differs: newest checkpoint {step} and {other}, {', '.join(wrong) or 'alike'}"
     return ""
+
+
+Check = Callable[[Path, Path, int, int], str]
+CHECKS: tuple[Check, ...] = (_leftovers, _steps, _metrics, _prompts, _best)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,8 @@ from prompt_tuning.layers import Attention, Dense, FeedForward, RelativeBias, RM
 
 # One dict(keys, values) a layer, each [B L H A] (scanned layers: one dict, each [N B L H A]), and the next position.
 Cache = dict[str, Any]
-Cross = (
-    list[tuple[Array, Array]] | tuple[Array, Array]
-)  # keys and values of each layer, [X S H A]; scanned: [N X S H A]
+# Keys and values of the encoder's output, a pair a layer, each [X S H A] (scanned layers: one pair, each [N X S H A]).
+Cross = list[tuple[Array, Array]] | tuple[Array, Array]
 
 
 @gin.configurable

@@ -120,7 +120,7 @@ def state_and_target(path: str, contents: dict[str, Any]) -> tuple[dict[str, Any
 def _has_state_below(contents: dict[str, Any]) -> bool:
     """Whether the index is of a version from 1, which has its state as an entry."""
     version = contents.get("version", 0)
-    return isinstance(version, int | np.integer) and version > 0
+    return isinstance(version, int | np.integer) and bool(version > 0)
 
 
 def open_tensors(path: str, target: dict[str, Any]) -> dict[str, Tensor]:

@@ -1,6 +1,7 @@
 """A training step spread over devices: the mesh changes where numbers are, not what they are."""
 
 import contextlib
+import dataclasses
 import functools
 
 import jax
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import random_bank, random_items, random_params, start_state
 
-from prompt_tuning import device, layout, optim
+from prompt_tuning import device, layout, optim, scan
 from prompt_tuning.step import Model, train_step
 from prompt_tuning.t5 import T5Config
 
@@ -18,11 +19,14 @@ EIGHT = T5Config(
 LENGTHS = [4, 7]
 
 
-def stepped(model_parallel: int | None, at_once: int | None = None) -> tuple[np.ndarray, np.ndarray]:
+def stepped(
+    model_parallel: int | None, at_once: int | None = None, scan_layers: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
     """Losses and prompts after two steps, on 8 devices or (None) on one."""
+    config = dataclasses.replace(EIGHT, scan_layers=scan_layers)
     optimizer = optim.over_slots(optim.adafactor, LENGTHS, [0.3, 0.1])
     state, frozen = start_state(random_bank(LENGTHS), optimizer, [0, 1]), random_params(EIGHT)
-    pure = functools.partial(train_step, model=Model(EIGHT, 2, 7), optimizer=optimizer)
+    pure = functools.partial(train_step, model=Model(config, 2, 7), optimizer=optimizer)
     shape = layout.Shape(48, 16, (16,), at_once=at_once)
     batches = [layout.pack(random_items(10, LENGTHS, seed, EIGHT.vocab_size), shape, 7) for seed in (0, 1)]
     context = contextlib.nullcontext()
@@ -30,6 +34,7 @@ def stepped(model_parallel: int | None, at_once: int | None = None) -> tuple[np.
         mesh = device.make_mesh(model_parallel)
         state, batches = device.put_everywhere(state, mesh), [device.put_batch(batch, mesh) for batch in batches]
         frozen, context = jax.device_put(frozen, device.frozen_shardings(EIGHT, mesh)), device.on(mesh)
+    frozen = scan.stacked(frozen) if scan_layers else frozen
     with context:
         step, losses = jax.jit(pure), []
         for batch in batches:
@@ -43,8 +48,20 @@ def on_one_device() -> tuple[np.ndarray, np.ndarray]:
     return stepped(None)
 
 
-@pytest.mark.parametrize(("model_parallel", "at_once"), [(8, None), (4, None), (1, None), (2, 8)])
-def test_a_step_on_eight_devices_is_that_of_one(model_parallel, at_once):
-    losses, prompts = stepped(model_parallel, at_once)
+@pytest.mark.parametrize(
+    ("model_parallel", "at_once", "scan_layers"),
+    [(8, None, False), (4, None, False), (1, None, False), (2, 8, False), (4, None, True)],
+)
+def test_a_step_on_eight_devices_is_that_of_one(model_parallel, at_once, scan_layers):
+    losses, prompts = stepped(model_parallel, at_once, scan_layers)
     np.testing.assert_allclose(losses, on_one_device()[0], rtol=1e-5)
     np.testing.assert_allclose(prompts, on_one_device()[1], rtol=1e-4, atol=1e-4)
+
+
+def test_stacked_layers_stay_where_they_were_shared_out():
+    mesh = device.make_mesh(4)
+    frozen = jax.device_put(random_params(EIGHT), device.frozen_shardings(EIGHT, mesh))
+    one = frozen["encoder"]["layers_0"]["mlp"]["wo"]["kernel"]
+    stack = scan.stacked(frozen)["encoder"]["layers"]["mlp"]["wo"]["kernel"]
+    assert stack.addressable_shards[0].data.shape == (1, *one.addressable_shards[0].data.shape)
+    assert one.addressable_shards[0].data.size < one.size

@@ -2,7 +2,9 @@
 
 import dataclasses
 import itertools
+import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -14,6 +16,8 @@ from prompt_tuning import inits, layout
 from prompt_tuning.errors import UserError, nearest
 
 MAX_PROMPT_LENGTH = 512
+MAX_SLOTS = 4096
+SHOWN = {"seed": "seed", "init": "", "length": "length", "learning_rate": "lr", "placement": ""}  # in a slot's name
 
 
 @gin.configurable
@@ -59,6 +63,9 @@ def expand(slots: Sequence[Mapping[str, Any]] | None, grid: Mapping[str, Sequenc
     lists = grid.values() if isinstance(grid, Mapping) else [grid]
     if grid is not None and not all(isinstance(values, list | tuple) for values in lists):
         raise UserError(f"GRID is {grid!r}; it is a table of lists, such as {{'seed': [0, 1]}}.")
+    count = len(slots) if slots is not None else math.prod(map(len, lists)) if grid is not None else 1
+    if count > MAX_SLOTS:
+        raise UserError(f"SLOTS or GRID asks for {count:,} prompts; one run trains {MAX_SLOTS:,} at most.")
     if slots is not None:
         rows = [dict(row) for row in slots]
     elif grid is not None:
@@ -72,18 +79,16 @@ def expand(slots: Sequence[Mapping[str, Any]] | None, grid: Mapping[str, Sequenc
     if not rows:
         raise UserError("SLOTS or GRID is empty: there is no prompt to train.")
     made = [Slot(**row) for row in rows]
-    names = [slot.name or _name(slot, made) for slot in made]
+    differing = [field for field in SHOWN if len({_word(getattr(slot, field)) for slot in made}) > 1]
+    names = [slot.name or _name(slot, differing) for slot in made]
     if len(set(names)) < len(names):
-        twice = next(n for n in names if names.count(n) > 1)
+        (twice, _), *_ = Counter(names).most_common(1)
         raise UserError(f"Two slots are both {twice!r}. Give them names, or let them differ in something.")
     return tuple(dataclasses.replace(slot, name=name) for slot, name in zip(made, names, strict=True))
 
 
-def _name(slot: Slot, all_slots: Sequence[Slot]) -> str:
-    differs = lambda field: len({_word(getattr(s, field)) for s in all_slots}) > 1
-    shown = {"seed": "seed", "init": "", "length": "length", "learning_rate": "lr", "placement": ""}
-    parts = [slot.task or "prompt"]
-    parts += [label + _word(getattr(slot, field)) for field, label in shown.items() if differs(field)]
+def _name(slot: Slot, differing: Sequence[str]) -> str:
+    parts = [slot.task or "prompt", *(SHOWN[field] + _word(getattr(slot, field)) for field in differing)]
     return re.sub(r"[^\w.-]+", "_", "-".join(parts))
 
 

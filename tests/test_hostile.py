@@ -238,6 +238,10 @@ FOUND = {
         "card", {"p.safetensors": hostile.safetensors_bytes(hostile.CARD | {"score": 10**500})}, "card",
     ),
     "a task that is a number": ("gin", {"flags": b"GRID={'task': ['superglue_cb', 1]}"}, "task"),
+    "a grid of 100 million prompts": (
+        "gin", {"flags": b"GRID={'seed': " + repr([*range(10**4)]).encode() + b", 'length': " + b"[" + b"1," * 10**4 + b"]}"},
+        "100,000,000 prompts",
+    ),
     "a seed that is a word": ("gin", {"flags": b"SLOTS=[{'seed': 'a'}]"}, "seed"),
 }  # fmt: skip
 

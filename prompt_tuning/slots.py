@@ -63,7 +63,7 @@ def expand(slots: Sequence[Mapping[str, Any]] | None, grid: Mapping[str, Sequenc
     lists = grid.values() if isinstance(grid, Mapping) else [grid]
     if grid is not None and not all(isinstance(values, list | tuple) for values in lists):
         raise UserError(f"GRID is {grid!r}; it is a table of lists, such as {{'seed': [0, 1]}}.")
-    count = len(slots) if slots is not None else math.prod(map(len, lists)) if grid is not None else 1
+    count = len(slots or ()) or math.prod(len(values) for values in (grid or {}).values())
     if count > MAX_SLOTS:
         raise UserError(f"SLOTS or GRID asks for {count:,} prompts; one run trains {MAX_SLOTS:,} at most.")
     if slots is not None:

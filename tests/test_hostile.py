@@ -239,7 +239,7 @@ FOUND = {
     ),
     "a task that is a number": ("gin", {"flags": b"GRID={'task': ['superglue_cb', 1]}"}, "task"),
     "a grid of 100 million prompts": (
-        "gin", {"flags": b"GRID={'seed': " + repr([*range(10**4)]).encode() + b", 'length': " + b"[" + b"1," * 10**4 + b"]}"},
+        "gin", {"flags": f"GRID={ {'seed': [*range(10**4)], 'length': [1] * 10**4} }".encode()},
         "100,000,000 prompts",
     ),
     "a seed that is a word": ("gin", {"flags": b"SLOTS=[{'seed': 'a'}]"}, "seed"),

@@ -133,7 +133,7 @@ class Saved:
 
 def of(given: Any) -> Init:
     """An init as it stands in SLOTS: a function, the place of a prompt, or a table from places to weights."""
-    if isinstance(given, str) and given.isidentifier() and not Path(given).exists():
+    if isinstance(given, str) and given.isidentifier() and not _exists(given):
         raise UserError(
             f"init of a slot is a function, such as @class_labels, or a trained prompt's place; {given!r} is neither."
             + (f" Type @{given}." if given in globals() else "")
@@ -143,6 +143,13 @@ def of(given: Any) -> Init:
     if isinstance(given, Mapping):
         return Saved(tuple(given), tuple(given.values()))
     return given
+
+
+def _exists(place: str) -> bool:
+    try:
+        return Path(place).exists()
+    except OSError:  # too long for a name
+        return False
 
 
 def _fitting(start: Start, place: str) -> np.ndarray:

@@ -242,6 +242,7 @@ FOUND = {
         "gin", {"flags": f"GRID={ {'seed': [*range(10**4)], 'length': [1] * 10**4} }".encode()},
         "100,000,000 prompts",
     ),
+    "an init whose name is no file's": ("gin", {"flags": b"PROMPT_INIT=" + b"a" * 300}, "is neither"),
     "a seed that is a word": ("gin", {"flags": b"SLOTS=[{'seed': 'a'}]"}, "seed"),
 }  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Whether a long run grows, slows down or compiles again: 20,000 steps on a tiny random base, watched from inside.
 
     python scripts/long_run.py [--steps 20000] [--folder /tmp/long_run]
+    python scripts/long_run.py --gin.INITIAL_CHECKPOINT_PATH=tiny --gin.BATCH_SIZE=1     # flags go to the run
 
 Memory is what the process has resident, sampled once a second; its slope is fitted to what comes after the first tenth
 of the steps. Programs are those that XLA compiles, and with a fresh folder none comes from a cache. Step times are of
@@ -27,11 +28,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--folder", type=Path, help="default: a temporary one")
-    options = parser.parse_args()
+    options, more = parser.parse_known_args()
     folder = options.folder or Path(tempfile.mkdtemp(prefix="long-run-"))
     period = max(10, options.steps // 20)
     flags = torture.prepare(folder, options.steps, period)
-    flags += [f"--gin.MODEL_DIR={folder / 'run'}", f"--gin.LOG_PERIOD={max(1, options.steps // 200)}"]
+    flags += [f"--gin.MODEL_DIR={folder / 'run'}", f"--gin.LOG_PERIOD={max(1, options.steps // 200)}", *more]
     started = time.monotonic()
     with Watch(folder / "run" / "metrics.jsonl") as watch:
         code = cli.main(["train", *flags])

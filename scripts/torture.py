@@ -65,9 +65,7 @@ def main() -> int:
     )
     for phase, seconds in sorted(hits.items()):
         print(f"  {len(seconds):3}  {sum(seconds) / len(seconds):5.1f}  {max(seconds):5.1f}  {phase}")
-    checks = (
-        CHECKS if options.signal == "KILL" else (_prompts, _best)
-    )  # a run that is stopped logs and saves where it is
+    checks = CHECKS if options.signal == "KILL" else (_prompts, _best)
     difference = compare(folder / "calm", folder / "killed", options.period, options.steps, checks)
     print(difference or "the disturbed run is the undisturbed one, to the bit")
     return 1 if difference else 0

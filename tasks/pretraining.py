@@ -251,7 +251,7 @@ def _divide(total: tf.Tensor, parts: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
 
 def replace_spans(tokens: tf.Tensor, gone: tf.Tensor, first_sentinel: int) -> tf.Tensor:
     """Each run of tokens in the mask becomes one sentinel, counting down from the first."""
-    before = tf.concat([[False], gone[:-1]], 0)
+    before = _of_last(gone)
     starts = gone & ~before
     sentinels = first_sentinel + 1 - tf.cumsum(tf.cast(starts, tokens.dtype))
     return tf.boolean_mask(tf.where(starts, sentinels, tokens), ~(gone & before))

@@ -115,6 +115,11 @@ def compiler_options() -> dict[str, str] | None:
     return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if jax.default_backend() == "cpu" else None
 
 
+def by_example(mesh: Mesh) -> bool:
+    """Whether attention goes example by example: on a CPU, and not where devices share out the rows."""
+    return jax.default_backend() == "cpu" and mesh.size == 1
+
+
 def positions_at_once() -> int | None:
     """How many positions a training step takes at a time: on a CPU, as many as are quickest; None: all."""
     return POSITIONS_AT_ONCE if jax.default_backend() == "cpu" else None

@@ -17,11 +17,11 @@ from flax import struct
 from flax.linen import partitioning
 from jaxtyping import Array, Bool, Float, Int
 
+from prompt_tuning import by_example
+from prompt_tuning.by_example import MASKED, Places
 from prompt_tuning.dropout import drop
 
 ACTIVATIONS: dict[str, Callable] = {"gelu": nn.gelu, "relu": nn.relu, "silu": nn.silu, "linear": lambda x: x}
-
-MASKED = -1e10  # what T5 adds to the logit of a position that must not be seen
 
 
 @struct.dataclass
@@ -30,6 +30,7 @@ class Stream:
 
     segments: Int[Array, "R S"]  # 1 + index of the example in the batch; 0 is padding
     positions: Int[Array, "R S"]  # offset inside the example
+    count: int | None = struct.field(pytree_node=False, default=None)  # most examples there can be, where that is known
 
 
 class Dense(nn.Module):
@@ -154,11 +155,17 @@ class Attention(nn.Module):
         x: Float[Array, "R Q D"],
         keys: Float[Array, "R S H A"],
         values: Float[Array, "R S H A"],
-        mask: Bool[Array, "R #H Q S"],
+        mask: Bool[Array, "R #H Q S"] | Places,
         bias: Float[Array, "#R H Q S"] | None = None,
         keep: Float[Array, "R H 1 S"] | None = None,
     ) -> Float[Array, "R Q D"]:
-        """Looks at the positions that `mask` admits."""
+        """Looks at the positions that `mask` admits; given the `Places` of examples, each at its own."""
+        if isinstance(mask, Places):
+            assert bias is not None, "an encoder has one"
+            line = lambda y: y.reshape(-1, *y.shape[2:])
+            left = None if keep is None else line(jnp.swapaxes(keep[:, :, 0], 1, 2))
+            seen = by_example.attend(*map(line, (self._split(self.query(x)), keys, values)), mask, bias[0], left)
+            return self.out(seen.reshape(*x.shape[:-1], self.heads * self.head_dim))
         query, keys, values = (jnp.swapaxes(y, 1, 2) for y in (self._split(self.query(x)), keys, values))
         seen = jnp.swapaxes(attend(query, keys, values, mask, bias, keep), 1, 2)
         return self.out(seen.reshape(*x.shape[:-1], self.heads * self.head_dim))

@@ -291,7 +291,7 @@ def _cost(rows: int, row_length: int, at_once: int | None) -> float:
 USUAL = 0.9  # share of batches, and of rows, that what is planned for them holds
 # Of a T5 small on a CPU:
 POSITIONS_PER_PAIR = 512.0  # row length at which attention costs as much as everything else
-POSITIONS_PER_PART = 868.0  # what every part costs beside its rows
+POSITIONS_PER_PART = 512.0  # what every part costs beside its rows
 
 
 def _round_up(n: int, multiple: int) -> int:

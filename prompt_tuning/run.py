@@ -168,7 +168,10 @@ class Opened:
 
     @functools.cached_property
     def model(self) -> Model:
-        config = dataclasses.replace(self.base.config, remat=self.run.remat, scan_layers=self.run.scan_layers)
+        by_example = device.by_example(self.mesh) and not self.run.tuning.whole_model
+        config = dataclasses.replace(
+            self.base.config, remat=self.run.remat, scan_layers=self.run.scan_layers, by_example=by_example
+        )
         return Model(config, len(self.slots), max(slot.length for slot in self.slots))
 
     @property

@@ -62,7 +62,7 @@ class Model:
 
 def source(batch: Batch) -> Stream:
     """What stands in the encoder's rows."""
-    return Stream(batch.encoder_segments, batch.encoder_positions)
+    return Stream(batch.encoder_segments, batch.encoder_positions, batch.example_slots.shape[0])
 
 
 def dropout_of(state: TrainState, batch: Batch, rate: float) -> Dropout | None:

@@ -12,7 +12,8 @@ from flax.core import unfreeze
 from flax.linen import partitioning
 from jaxtyping import Array, Bool, Float, Int
 
-from prompt_tuning import scan
+from prompt_tuning import by_example, scan
+from prompt_tuning.by_example import Places
 from prompt_tuning.dropout import Dropout, Keep, drop, of_keys, of_layer
 from prompt_tuning.layers import Attention, Dense, FeedForward, RelativeBias, RMSNorm, Stream
 
@@ -39,6 +40,7 @@ class T5Config:
     shared_relative_bias: bool = True  # False: a table a layer, as in T5X's scalable_t5 and umT5
     dtype: Any = jnp.float32  # of activations
     remat: bool = False  # backward computes each layer again instead of keeping what it saw
+    by_example: bool = False  # the encoder's long rows attend `by_example`, where a stream says how many there are
     scan_layers: bool = False  # the parameters are `scan.stacked`, and a stack compiles as one layer
 
 
@@ -75,7 +77,7 @@ class EncoderLayer(nn.Module):
         self,
         x: Float[Array, "R S D"],
         stream: Stream,
-        mask: Bool[Array, "R 1 S S"],
+        mask: Bool[Array, "R 1 S S"] | Places,
         bias: Float[Array, "1 H S S"] | None,
         keep: Keep,
     ) -> Float[Array, "R S D"]:
@@ -106,7 +108,9 @@ class Encoder(nn.Module):
         keep = self._drawn(dropout, embedded.shape[1]) if dropout else {}
         x = drop(embedded.astype(self.config.dtype), keep.get("embedded"), stream.segments)
         x = partitioning.with_sharding_constraint(x, ("batch", "length", "embed"))
-        mask = same_segment(stream.segments, stream.segments)
+        held = stream.segments
+        count = stream.count if self.config.by_example and x.shape[1] >= by_example.LONG else None
+        mask = by_example.find(held, count) if count else same_segment(held, held)
         bias = self.relpos_bias(x.shape[1]) if self.relpos_bias else None
         x = _through(EncoderLayer, self, x, keep, stream, mask, bias)
         return drop(self.encoder_norm(x), keep.get("encoded"), stream.segments)

@@ -58,6 +58,7 @@ def measure(
     batches = [layout.pack(group, shape, PROMPT) for group in groups]
     state, optimizer = _start(config, slots)
     frozen = jax.tree.map(lambda leaf: leaf.astype(config.dtype), random_base(config, 0).params)
+    config = dataclasses.replace(config, by_example=device.by_example(device.make_mesh()))
     if scan_layers:
         config, frozen = dataclasses.replace(config, scan_layers=True), scan.stacked(frozen)
     pure = functools.partial(train_step, model=Model(config, slots, PROMPT), optimizer=optimizer)

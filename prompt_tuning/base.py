@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from prompt_tuning import huggingface, t5x_checkpoint
+from prompt_tuning import device, huggingface, t5x_checkpoint
 from prompt_tuning.base_source import Source, Tensor
 from prompt_tuning.errors import UserError
 from prompt_tuning.t5 import T5, T5Config, parameter_shapes
@@ -114,7 +114,7 @@ _KINDS = (
 
 
 def _check_sizes(source: Source, expected: T5Config) -> None:
-    ways = ("dtype", "remat", "by_example", "scan_layers")  # to compute the same
+    ways = ("dtype", "remat", "scan_layers")  # to compute the same
     names = [field.name for field in dataclasses.fields(T5Config) if field.name not in ways]
     pairs = [(name, getattr(source.config, name), getattr(expected, name)) for name in names]
     wrong = [(name, found, want) for name, found, want in pairs if _plain(found) != _plain(want)]
@@ -155,11 +155,7 @@ def _read(source: Source, dtype: Any, placement: dict[str, Any]) -> tuple[dict[s
         host = _host(source, name, source.tensors[name])
         digest = hashlib.sha256(host.data.cast("B") if host.size else b"").hexdigest()
         cast = host.astype(dtype, copy=False)
-        sharding = placement.get(name)
-        if sharding is None:
-            return jax.block_until_ready(jax.device_put(cast)), digest
-        array = jax.make_array_from_callback(cast.shape, sharding, lambda index: cast[index])
-        return jax.block_until_ready(array), digest
+        return jax.block_until_ready(device.put_frozen(cast, placement.get(name))), digest
 
     names = sorted(source.tensors, key=lambda name: -int(np.prod(source.tensors[name].shape)))
     with ThreadPoolExecutor(WORKERS) as pool:

@@ -45,9 +45,9 @@ class Feed(abc.ABC):
     def plan(self) -> layout.Shape:
         """The rows that the run's batches are packed into, planned from its first ones."""
         sample = [self.items(step) for step in range(SAMPLED)]
-        positions = None if self.run.tuning.whole_model else device.positions_at_once()
+        line = None if self.run.tuning.whole_model else device.line(self.opened.mesh)
         devices = self.opened.mesh.shape["data"]
-        return layout.plan(sample, self.longest, self.run.packing, devices, self.run.rows_at_once, positions)
+        return layout.plan(sample, self.longest, self.run.packing, devices, self.run.rows_at_once, line)
 
     def batch(self, step: int, shape: layout.Shape) -> Batch:
         """The packed batch of one step."""

@@ -12,113 +12,144 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-WIDTHS = 8  # as many cuts of a row: more compute less and compile longer
+WIDTHS, FEW = 8, 2  # more compute less and compile longer; few where few queries look, which costs little
 MASKED = -1e10  # what T5 adds to the logit of a position that must not be seen
-LONG = 384  # positions of a row from which it pays
+
+
+@struct.dataclass
+class Stretches:
+    """Where each of N examples stands in a line."""
+
+    starts: Int[Array, "N"]
+    lengths: Int[Array, "N"]
 
 
 @struct.dataclass
 class Places:
-    """Where each of N examples stands in the line, those of one width one after another."""
+    """What each of N examples looks at, and from where; those of one width one after another."""
 
-    starts: Int[Array, "N"]
-    lengths: Int[Array, "N"]
+    keys: Stretches
+    queries: Stretches
     bounds: Int[Array, "W+1"]  # examples bounds[w] to bounds[w + 1] are cut out at widths[w]
     widths: tuple[int, ...] = struct.field(pytree_node=False)
+    asking: int | None = struct.field(pytree_node=False)  # width of the queries' cut; None: queries stand where keys do
 
 
-def find(segments: Int[Array, "R S"], count: int) -> Places:
-    """The places of up to `count` examples; each stands in one row, without gaps."""
-    line, length = segments.reshape(-1), segments.shape[1]
-    widths = sorted({min(length, -(-length * k // (16 * WIDTHS)) * 16) for k in range(1, WIDTHS + 1)})
+def stretches(segments: Int[Array, "R S"], count: int) -> Stretches:
+    """The stretches of up to `count` examples; each stands in one row, without gaps."""
+    line = segments.reshape(-1)
     starts = jnp.full(count + 1, line.size).at[line].min(jnp.arange(line.size))[1:]
-    lengths = jnp.zeros(count + 1, jnp.int32).at[line].add(1)[1:]
-    kinds = jnp.where(lengths > 0, jnp.searchsorted(jnp.asarray(widths), lengths), len(widths))
+    return Stretches(starts, jnp.zeros(count + 1, jnp.int32).at[line].add(1)[1:])
+
+
+def widths(longest: int, count: int = WIDTHS) -> tuple[int, ...]:
+    """The widths that examples of up to `longest` positions are cut out at."""
+    return tuple(sorted({-(-longest * k // (16 * count)) * 16 for k in range(1, count + 1)}))
+
+
+def find(keys: Stretches, longest: int, queries: Stretches | None = None, asking: int | None = None) -> Places:
+    """The places of examples of up to `longest` positions, looked at from themselves or from `asking` others."""
+    cuts = widths(longest, FEW if queries else WIDTHS)
+    kinds = jnp.where(keys.lengths > 0, jnp.searchsorted(jnp.asarray(cuts), keys.lengths), len(cuts))
     order = jnp.argsort(kinds)
-    bounds = jnp.searchsorted(kinds[order], jnp.arange(len(widths) + 1))
-    return Places(starts[order], lengths[order], bounds, tuple(widths))
+    keys, queries = jax.tree.map(lambda of_each: of_each[order], (keys, queries or keys))
+    return Places(keys, queries, jnp.searchsorted(kinds[order], jnp.arange(len(cuts) + 1)), cuts, asking)
 
 
 @jax.custom_vjp
 def attend(
-    query: Float[Array, "P H A"],
-    keys: Float[Array, "P H A"],
-    values: Float[Array, "P H A"],
+    query: Float[Array, "Q H A"],
+    keys: Float[Array, "P *H A"],
+    values: Float[Array, "P *H A"],
     places: Places,
-    bias: Float[Array, "H S S"],
+    bias: Float[Array, "H W W"] | None,
     keep: Float[Array, "P H"] | None,
-) -> Float[Array, "P H A"]:
-    """What every position sees of its own example, and 0 where nothing stands; `layers.attend` for one line.
+) -> Float[Array, "Q H A"]:
+    """What every query sees of its own example, and 0 where nothing stands; `layers.attend` for one line.
 
-    Backward computes the logits again from the softmax's normaliser (Dao et al. 2022).
+    Keys and values without an axis of heads are those of every head. Backward computes the logits again from the
+    softmax's normaliser (Dao et al. 2022).
     """
     return _attend(query, keys, values, places, bias, keep)[0]
 
 
-def _attend(query: Array, keys: Array, values: Array, places: Places, bias: Array, keep: Array | None) -> Any:
+def _attend(query: Array, keys: Array, values: Array, places: Places, bias: Array | None, keep: Array | None) -> Any:
+    seeing = _product("hqk", keys, "qha")
+
     def one(cut: "_Cut", written: tuple[Array, Array]) -> tuple[Array, Array]:
         logits = cut.logits(query, keys, bias)
         top = logits.max(axis=-1, keepdims=True)
         weights = jnp.exp(logits - top)
         total = weights.sum(axis=-1)
         if keep is not None:
-            weights = weights * cut.out(keep).T[:, None, :]
-        value = cut.out(values)
-        seen = jnp.einsum("hqk,kha->qha", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
-        return cut.put(written, (seen / total.T[:, :, None], (top[..., 0] + jnp.log(total)).T))
+            weights = weights * cut.keys.out(keep).T[:, None, :]
+        value = cut.keys.out(values)
+        seen = seeing(weights.astype(value.dtype), value)
+        return cut.queries.put(written, (seen / total.T[:, :, None], (top[..., 0] + jnp.log(total)).T))
 
     start = jnp.zeros_like(query), jnp.zeros(query.shape[:2], jnp.float32)
-    seen, normaliser = _for_each(one, places, start)
+    seen, normaliser = _for_each(one, places, query, keys, start)
     return seen, (query, keys, values, places, bias, keep, seen, normaliser)
 
 
-def _attend_backward(kept: Any, change: Float[Array, "P H A"]) -> tuple:
+def _attend_backward(kept: Any, change: Float[Array, "Q H A"]) -> tuple:
     query, keys, values, places, bias, keep, seen, normaliser = kept
-    by_total = (change.astype(jnp.float32) * seen.astype(jnp.float32)).sum(axis=-1)  # [P H]
+    by_total = (change.astype(jnp.float32) * seen.astype(jnp.float32)).sum(axis=-1)  # [Q H]
+    seen_by, asked_by = _product("qha", keys, "hqk"), _product("hqk", keys, "qha")
+    looked_at_by = _to_keys(keys)
 
-    def one(cut: "_Cut", written: tuple[Any, Array]) -> tuple[Any, Array]:
-        by_input, by_bias = written
-        weights = jnp.exp(cut.logits(query, keys, bias) - cut.out(normaliser).T[:, :, None])
-        weights = jnp.where(cut.own[:, None], weights, 0.0)  # the positions of others ask nothing
-        asked, looked_at, by_seen = cut.out(query), cut.out(keys), cut.out(change)
-        by_weight = jnp.einsum("qha,kha->hqk", by_seen, cut.out(values), preferred_element_type=jnp.float32)
+    def one(cut: "_Cut", written: tuple[Any, Any, Array | None]) -> tuple[Any, Any, Array | None]:
+        by_query, by_keys, by_bias = written
+        weights = jnp.exp(cut.logits(query, keys, bias) - cut.queries.out(normaliser).T[:, :, None])
+        weights = jnp.where(cut.queries.own[:, None], weights, 0.0)  # the positions of others ask nothing
+        asked, looked_at, by_seen = cut.queries.out(query), cut.keys.out(keys), cut.queries.out(change)
+        by_weight = seen_by(by_seen, cut.keys.out(values))
         kept_weights = weights
         if keep is not None:
-            left = cut.out(keep).T[:, None, :]
+            left = cut.keys.out(keep).T[:, None, :]
             by_weight, kept_weights = by_weight * left, weights * left
-        by_logit = weights * (by_weight - cut.out(by_total).T[:, :, None])
+        by_logit = weights * (by_weight - cut.queries.out(by_total).T[:, :, None])
         each = by_logit.astype(asked.dtype)
-        new = (
-            jnp.einsum("hqk,kha->qha", each, looked_at),
-            jnp.einsum("hqk,qha->kha", each, asked),
-            jnp.einsum("hqk,qha->kha", kept_weights.astype(by_seen.dtype), by_seen),
-        )
-        return cut.put(by_input, new), by_bias.at[:, : cut.width, : cut.width].add(by_logit)
+        by_query = cut.queries.put(by_query, asked_by(each, looked_at).astype(asked.dtype))
+        new = looked_at_by(each, asked), looked_at_by(kept_weights.astype(by_seen.dtype), by_seen)
+        if by_bias is not None:
+            by_bias = by_bias.at[:, : cut.keys.width, : cut.keys.width].add(by_logit)
+        return by_query, cut.keys.put(by_keys, new), by_bias
 
-    start = (jnp.zeros_like(query), jnp.zeros_like(keys), jnp.zeros_like(values)), jnp.zeros_like(bias)
-    by_input, by_bias = _for_each(one, places, start)
-    return *by_input, None, by_bias, None
+    start = jnp.zeros_like(query), (jnp.zeros_like(keys), jnp.zeros_like(values)), _zeros(bias)
+    by_query, by_keys, by_bias = _for_each(one, places, query, keys, start)
+    return by_query, *by_keys, None, by_bias, None
 
 
 attend.defvjp(_attend, _attend_backward)
 
 
-class _Cut:
-    """One example's stretch of the line, perhaps with some of its neighbours, who are not its `own`."""
+def _zeros(array: Array | None) -> Array | None:
+    return None if array is None else jnp.zeros_like(array)
 
-    def __init__(self, places: Places, i: Int[Array, ""], width: int, positions: int) -> None:
+
+def _product(left: str, keys: Array, out: str) -> Any:
+    """The product of `left` with what stands at the keys, in float32."""
+    right = "kha" if keys.ndim == 3 else "ka"
+    return functools.partial(jnp.einsum, f"{left},{right}->{out}", preferred_element_type=jnp.float32)
+
+
+def _to_keys(keys: Array) -> Any:
+    """The product of weights with what stands at the queries, for every key."""
+    return functools.partial(jnp.einsum, "hqk,qha->kha" if keys.ndim == 3 else "hqk,qha->ka")
+
+
+class _Stretch:
+    """One example's stretch of a line, perhaps with some of its neighbours, who are not its `own`."""
+
+    def __init__(self, of: Stretches, i: Int[Array, ""], width: int, positions: int) -> None:
         self.width = width
-        self.start = jnp.minimum(places.starts[i], positions - width)
-        offset = jnp.arange(width) - (places.starts[i] - self.start)
-        self.own = (offset >= 0) & (offset < places.lengths[i])
+        self.start = jnp.minimum(of.starts[i], positions - width)
+        offset = jnp.arange(width) - (of.starts[i] - self.start)
+        self.own = (offset >= 0) & (offset < of.lengths[i])
 
     def out(self, line: Float[Array, "P ..."]) -> Float[Array, "W ..."]:
         return jax.lax.dynamic_slice_in_dim(line, self.start, self.width)
-
-    def logits(self, query: Array, keys: Array, bias: Array) -> Float[Array, "H W W"]:
-        found = jnp.einsum("qha,kha->hqk", self.out(query), self.out(keys), preferred_element_type=jnp.float32)
-        found = found + bias[:, : self.width, : self.width]  # which depends on distances alone
-        return jnp.where(self.own, found, MASKED)
 
     def put(self, lines: Any, new: Any) -> Any:
         """`new` where the example stands, for each of several lines."""
@@ -131,10 +162,27 @@ class _Cut:
         return jax.tree.map(one, lines, new)
 
 
-def _for_each(one: Any, places: Places, written: Any) -> Any:
+class _Cut:
+    """One example: where it is looked at, and where it is looked at from."""
+
+    def __init__(self, places: Places, i: Int[Array, ""], width: int, asked: int, looked_at: int) -> None:
+        width = min(width, looked_at)
+        self.keys = self.queries = _Stretch(places.keys, i, width, looked_at)
+        if places.asking is not None:
+            self.queries = _Stretch(places.queries, i, min(places.asking, asked), asked)
+
+    def logits(self, query: Array, keys: Array, bias: Array | None) -> Float[Array, "H W W"]:
+        found = _product("qha", keys, "hqk")(self.queries.out(query), self.keys.out(keys))
+        if bias is not None:
+            found = found + bias[:, : self.keys.width, : self.keys.width]  # which depends on distances alone
+        return jnp.where(self.keys.own, found, MASKED)
+
+
+def _for_each(one: Any, places: Places, query: Array, keys: Array, written: Any) -> Any:
     """`one(cut, written)` for every example, a loop a width."""
-    positions = jax.tree.leaves(written)[0].shape[0]
     for w, width in enumerate(places.widths):
-        body = functools.partial(lambda width, i, written: one(_Cut(places, i, width, positions), written), width)
+        body = functools.partial(
+            lambda width, i, written: one(_Cut(places, i, width, len(query), len(keys)), written), width
+        )
         written = jax.lax.fori_loop(places.bounds[w], places.bounds[w + 1], body, written)
     return written

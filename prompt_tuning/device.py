@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,35 @@ RULES = (
     ("relpos_buckets", None),
 )
 
-POSITIONS_AT_ONCE = 2560  # of a T5 small, on 2 cores; scripts/bench.py --rows_at_once
+LINE = 2560  # positions that a device of a CPU takes at a time, at most: more need more memory
+SHARING = 2  # devices that share the cores of a CPU
 
 
-def make_mesh(model_parallel: int = 1) -> Mesh:
-    """All devices as [data, model]; `model_parallel` of them share one copy of the frozen parameters."""
+def share_cpu() -> None:
+    """Makes two devices of a CPU, before JAX starts: while one does what a single core can, the other has the rest.
+
+    Left alone where somebody has decided how many devices there are.
+    """
+    decided = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+    single = not jax.distributed.is_initialized() and (os.cpu_count() or 1) >= SHARING
+    if single and not decided and _sharing() == -1:
+        with contextlib.suppress(RuntimeError):  # JAX has started
+            jax.config.update("jax_num_cpu_devices", SHARING)
+
+
+def _sharing() -> int:
+    """How many devices a CPU was divided into; -1: it was not."""
+    return jax.config.values["jax_num_cpu_devices"]
+
+
+def make_mesh(model_parallel: int = 1, whole_model: bool = False) -> Mesh:
+    """All devices as [data, model]; `model_parallel` of them share one copy of the frozen parameters.
+
+    A `whole_model` is trained on one of the devices that share a CPU: each would hold and change a copy.
+    """
     devices = jax.devices()
+    if whole_model and _sharing() == SHARING:
+        devices = devices[:1]
     if model_parallel < 1 or len(devices) % model_parallel:
         raise UserError(f"MODEL_PARALLEL={model_parallel} does not divide the {len(devices)} devices there are.")
     return Mesh(np.asarray(devices).reshape(-1, model_parallel), ("data", "model"))
@@ -47,6 +70,22 @@ def on(mesh: Mesh) -> Iterator[None]:
         yield
 
 
+def summed_over_data(f: Callable[..., Any], batch: Batch, *everywhere: Any) -> Any:
+    """`f(batch, *everywhere)`, for each device of the data axis with its own parts of `batch`, added up."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.shape["data"] == 1:
+        return f(batch, *everywhere)
+
+    def one(batch: Batch, *everywhere: Any) -> Any:
+        with nn.logical_axis_rules([(name, None if axis == "data" else axis) for name, axis in RULES]):
+            return jax.lax.psum(f(batch, *everywhere), "data")
+
+    specs = PartitionSpec("data"), *[PartitionSpec()] * len(everywhere)
+    return jax.shard_map(
+        one, in_specs=specs, out_specs=PartitionSpec(), axis_names={"data"}, check_vma=False
+    )(batch, *everywhere)  # fmt: skip
+
+
 def frozen_shardings(config: T5Config, mesh: Mesh) -> Any:
     """Where each parameter of a T5 stands, as T5X shards it."""
     rules = dict(RULES)
@@ -55,16 +94,28 @@ def frozen_shardings(config: T5Config, mesh: Mesh) -> Any:
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """The one step from host to device: rows over the data axis, what is told of examples everywhere."""
-    axes = (None, "data") if batch.in_parts else ("data",)
-    rows, everywhere = NamedSharding(mesh, PartitionSpec(*axes)), NamedSharding(mesh, PartitionSpec())
-    return _put(batch, Batch(*(rows if array.ndim > len(axes) else everywhere for array in batch)))
+    """The one step from host to device: parts, or rows, over the data axis; what is told of examples with its parts."""
+    shared_out, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
+    return _put(batch, Batch(*(shared_out if batch.in_parts or array.ndim > 1 else everywhere for array in batch)))
 
 
 def put_everywhere(tree: Any, mesh: Mesh) -> Any:
     """A copy of `tree` on every device."""
     everywhere = NamedSharding(mesh, PartitionSpec())
     return _put(tree, jax.tree.map(lambda _: everywhere, tree))
+
+
+def put_frozen(host: np.ndarray, place: Any) -> jax.Array:
+    """A parameter on its devices; those that share a CPU share it too."""
+    if place is None:
+        return jax.device_put(host)
+    array = jax.make_array_from_callback(host.shape, place, lambda index: host[index])
+    if not (jax.default_backend() == "cpu" and place.is_fully_replicated and place.is_fully_addressable):
+        return array
+    first, *others = (shard.data for shard in array.addressable_shards)
+    view = np.asarray(first)  # no copy, and neither is what is put
+    shared = [first, *(jax.device_put(view, next(iter(other.devices())), may_alias=True) for other in others)]
+    return jax.make_array_from_single_device_arrays(host.shape, place, shared)
 
 
 def _put(tree: Any, places: Any) -> Any:
@@ -115,19 +166,19 @@ def compiler_options() -> dict[str, str] | None:
     return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if jax.default_backend() == "cpu" else None
 
 
-def by_example(mesh: Mesh) -> bool:
-    """Whether attention goes example by example: on a CPU, and not where devices share out the rows."""
-    return jax.default_backend() == "cpu" and mesh.size == 1
+def line(mesh: Mesh) -> int | None:
+    """How many positions each device takes at a time, as one row of which only what is filled is computed.
 
-
-def positions_at_once() -> int | None:
-    """How many positions a training step takes at a time: on a CPU, as many as are quickest; None: all."""
-    return POSITIONS_AT_ONCE if jax.default_backend() == "cpu" else None
+    None: rows are computed whole, as suits an accelerator and a model that is spread over devices.
+    """
+    return LINE if jax.default_backend() == "cpu" and mesh.shape["model"] == 1 else None
 
 
 def describe() -> str:
     """The devices in words."""
     devices = jax.devices()
+    if devices[0].platform == "cpu" and len(devices) == _sharing():
+        return f"CPU, {os.cpu_count()} cores, as {len(devices)} devices"
     kind = devices[0].device_kind if devices[0].platform != "cpu" else f"CPU, {os.cpu_count()} cores"
     return f"{len(devices)} x {kind}" if len(devices) > 1 else kind
 

@@ -30,7 +30,9 @@ class Stream:
 
     segments: Int[Array, "R S"]  # 1 + index of the example in the batch; 0 is padding
     positions: Int[Array, "R S"]  # offset inside the example
-    count: int | None = struct.field(pytree_node=False, default=None)  # most examples there can be, where that is known
+    count: int = struct.field(pytree_node=False, default=0)  # most examples there can be
+    longest: int = struct.field(pytree_node=False, default=0)  # positions of an example, at most
+    block: int | None = struct.field(pytree_node=False, default=None)  # only filled blocks are computed; None: rows
 
 
 class Dense(nn.Module):
@@ -150,6 +152,27 @@ class Attention(nn.Module):
         """Keys and values of the positions that can be looked at."""
         return self._split(self.key(x)), self._split(self.value(x))
 
+    def ask(self, x: Float[Array, "R S D"]) -> tuple[Float[Array, "R S H A"], ...]:
+        """Queries, keys and values of positions that look at one another."""
+        return self._split(self.query(x)), *self.project(x)
+
+    def look(
+        self,
+        query: Float[Array, "R Q H A"],
+        keys: Float[Array, "R S H A"],
+        values: Float[Array, "R S H A"],
+        mask: Bool[Array, "R #H Q S"] | Places,
+        bias: Float[Array, "#R H Q S"] | None = None,
+        keep: Float[Array, "R H 1 S"] | None = None,
+    ) -> Float[Array, "R Q A"]:
+        """What is seen at the positions that `mask` admits; given the `Places` of examples, each at its own."""
+        if isinstance(mask, Places):
+            seen = _by_example(query, keys, values, mask, bias, keep)
+        else:
+            heads = (jnp.swapaxes(y, 1, 2) for y in (query, keys, values))
+            seen = jnp.swapaxes(attend(*heads, mask, bias, keep), 1, 2)
+        return seen.reshape(*query.shape[:2], self.heads * self.head_dim)
+
     def __call__(
         self,
         x: Float[Array, "R Q D"],
@@ -159,22 +182,14 @@ class Attention(nn.Module):
         bias: Float[Array, "#R H Q S"] | None = None,
         keep: Float[Array, "R H 1 S"] | None = None,
     ) -> Float[Array, "R Q D"]:
-        """Looks at the positions that `mask` admits; given the `Places` of examples, each at its own."""
-        if isinstance(mask, Places):
-            assert bias is not None, "an encoder has one"
-            line = lambda y: y.reshape(-1, *y.shape[2:])
-            left = None if keep is None else line(jnp.swapaxes(keep[:, :, 0], 1, 2))
-            seen = by_example.attend(*map(line, (self._split(self.query(x)), keys, values)), mask, bias[0], left)
-            return self.out(seen.reshape(*x.shape[:-1], self.heads * self.head_dim))
-        query, keys, values = (jnp.swapaxes(y, 1, 2) for y in (self._split(self.query(x)), keys, values))
-        seen = jnp.swapaxes(attend(query, keys, values, mask, bias, keep), 1, 2)
-        return self.out(seen.reshape(*x.shape[:-1], self.heads * self.head_dim))
+        """Looks at the positions that `mask` admits, and takes what is seen into the stream."""
+        return self.out(self.look(self._split(self.query(x)), keys, values, mask, bias, keep))
 
     def across(
         self,
         x: Float[Array, "R Q D"],
         source: Float[Array, "R S D"],
-        mask: Bool[Array, "R 1 Q S"],
+        mask: Bool[Array, "R 1 Q S"] | Places,
         keep: Float[Array, "R H 1 S"] | None = None,
     ) -> Float[Array, "R Q D"]:
         """Looks at `source` without a bias, the cheaper way round.
@@ -182,17 +197,41 @@ class Attention(nn.Module):
         Few queries are taken through the key matrix and look at `source` itself, and what they saw goes through the
         value matrix: Q H vectors of width D cost less than keys and values of all S positions while Q < A.
         """
-        if 2 * x.shape[1] > self.head_dim:
+        queries = mask.asking or x.shape[1] if isinstance(mask, Places) else x.shape[1]
+        if 2 * queries > self.head_dim:
             return self(x, *self.project(source), mask, keep=keep)
         by_head = lambda dense: dense.kernel.astype(self.dtype).reshape(-1, self.heads, self.head_dim)
-        joined = lambda y: y.reshape(y.shape[0], 1, -1, y.shape[-1])  # heads and queries: one group for `attend`
-        query = jnp.einsum("rqha,dha->rhqd", self._split(self.query(x)), by_head(self.key))
-        shape = (*query.shape[:-1], source.shape[1])
-        keep = None if keep is None else joined(jnp.broadcast_to(keep, shape))
-        one = source.astype(self.dtype)[:, None]
-        seen = attend(joined(query), one, one, joined(jnp.broadcast_to(mask, shape)), None, keep).reshape(query.shape)
-        seen = jnp.einsum("rhqd,dha->rqha", seen, by_head(self.value))
+        query = jnp.einsum("rqha,dha->rqhd", self._split(self.query(x)), by_head(self.key))
+        source = source.astype(self.dtype)
+        if isinstance(mask, Places):
+            seen = _by_example(query, source, source, mask, None, keep)
+        else:
+            seen = _joined(query, source, mask, keep)
+        seen = jnp.einsum("rqhd,dha->rqha", seen, by_head(self.value))
         return self.out(seen.reshape(*x.shape[:-1], self.heads * self.head_dim))
+
+
+def _by_example(
+    query: Array, keys: Array, values: Array, places: Places, bias: Array | None, keep: Array | None
+) -> Float[Array, "R Q H A"]:
+    """`by_example.attend` over rows as one line."""
+    line = lambda y: y.reshape(-1, *y.shape[2:])
+    left = None if keep is None else line(jnp.swapaxes(keep[:, :, 0], 1, 2))
+    seen = by_example.attend(*map(line, (query, keys, values)), places, None if bias is None else bias[0], left)
+    return seen.reshape(query.shape)
+
+
+def _joined(
+    query: Float[Array, "R Q H D"], source: Float[Array, "R S D"], mask: Array, keep: Array | None
+) -> Float[Array, "R Q H D"]:
+    """`attend` with the queries of all heads as one group, as they look at the same."""
+    joined = lambda y: y.reshape(y.shape[0], 1, -1, y.shape[-1])
+    query = jnp.swapaxes(query, 1, 2)
+    shape = (*query.shape[:-1], source.shape[1])
+    keep = None if keep is None else joined(jnp.broadcast_to(keep, shape))
+    one = source[:, None]
+    seen = attend(joined(query), one, one, joined(jnp.broadcast_to(mask, shape)), None, keep)
+    return jnp.swapaxes(seen.reshape(query.shape), 1, 2)
 
 
 class FeedForward(nn.Module):
@@ -203,18 +242,32 @@ class FeedForward(nn.Module):
     activations: tuple[str, ...]
     dtype: Any
 
-    @nn.compact
-    def __call__(
-        self, x: Float[Array, "R S D"], stream: Stream | None = None, keep: Float[Array, "N F"] | None = None
+    def setup(self) -> None:
+        one, count = len(self.activations) == 1, len(self.activations)
+        dense = lambda name, inside, out, *axes: Dense((inside, out), axes, 1.0, self.dtype, name=name)
+        names = ["wi"] if one else [f"wi_{i}" for i in range(count)]
+        self.wide = [dense(name, self.features, self.mlp_dim, "embed", "mlp") for name in names]
+        self.wo = dense("wo", self.mlp_dim, self.features, "mlp", "embed")
+
+    def widen(self, x: Float[Array, "R S D"]) -> list[Float[Array, "R S F"]]:
+        """What goes into the activations."""
+        return [wi(x) for wi in self.wide]
+
+    def narrow(
+        self, hidden: list[Float[Array, "R S F"]], segments: Int[Array, "R S"] | None, keep: Float[Array, "N F"] | None
     ) -> Float[Array, "R S D"]:
-        names = ["wi"] if len(self.activations) == 1 else [f"wi_{i}" for i in range(len(self.activations))]
-        wide = (self.features, self.mlp_dim)
-        hidden = _gated(
-            self.activations, [Dense(wide, ("embed", "mlp"), 1.0, self.dtype, name=name)(x) for name in names]
-        )
-        hidden = hidden if stream is None else drop(hidden, keep, stream.segments)
-        hidden = partitioning.with_sharding_constraint(hidden, ("batch", "length", "mlp"))
-        return Dense((self.mlp_dim, self.features), ("mlp", "embed"), 1.0, self.dtype, name="wo")(hidden)
+        """Activates, drops features, and takes the rest back."""
+        gated = _gated(self.activations, hidden)
+        gated = gated if segments is None else drop(gated, keep, segments)
+        return self.wo(partitioning.with_sharding_constraint(gated, ("batch", "length", "mlp")))
+
+    def __call__(
+        self,
+        x: Float[Array, "R S D"],
+        segments: Int[Array, "R S"] | None = None,
+        keep: Float[Array, "N F"] | None = None,
+    ) -> Float[Array, "R S D"]:
+        return self.narrow(self.widen(x), segments, keep)
 
 
 @functools.partial(jax.checkpoint, static_argnums=0)  # backward computes the activations again

@@ -62,6 +62,15 @@ class Item:
 
 
 @dataclasses.dataclass(frozen=True)
+class Filled:
+    """What must be known beforehand to compute only what is filled of packed rows."""
+
+    source: int  # positions of the longest example, its prompt included
+    target: int  # positions of its targets together, at most
+    block: int = 256  # positions that are computed or left out together
+
+
+@dataclasses.dataclass(frozen=True)
 class Shape:
     """Static shape of a packed batch: compiled once for each of `rows`."""
 
@@ -69,9 +78,19 @@ class Shape:
     target_length: int  # L, all targets of a row together
     rows: tuple[int, ...]  # the R to choose from, ascending
     per_row: int | None = None  # at most so many examples a row; 1 is no packing
-    multiple: int = 1  # divides every R: devices of the data axis
-    at_once: int | None = None  # rows that a step takes at a time, which divide every R; None: all
+    multiple: int = 1  # devices of the data axis, which divides every R
+    at_once: int | None = None  # rows that each device takes at a time, which divide its share of every R; None: all
     part_examples: int | None = None  # at most so many examples in the rows that are taken at a time; None: any number
+    filled: Filled | None = None  # only what is filled is computed; None: whole rows
+
+    def padding(self, batch: "Batch") -> float:
+        """Share of the encoder positions that are computed and hold nothing."""
+        held = batch.encoder_segments > 0
+        held = held[held.any((1, 2))] if batch.in_parts else held
+        if self.filled:
+            blocks = held.reshape(-1, self.filled.block)
+            held = blocks[blocks.any(1)]
+        return 1 - float(held.mean()) if held.size else 1.0
 
 
 Ints = Any  # int32, of numpy on the host and of JAX on the device
@@ -80,7 +99,7 @@ Ints = Any  # int32, of numpy on the host and of JAX on the device
 class Batch(NamedTuple):
     """Packed rows (R S and R L), what stands in them, and whose each example (N) and each target (M) is.
 
-    A batch in parts has one axis more in front.
+    A batch in parts has one axis more in front; the parts of the first device come first.
     """
 
     encoder_tokens: Ints  # [R S]
@@ -105,13 +124,6 @@ class Batch(NamedTuple):
     def rows(self) -> int:
         """R, of all parts together."""
         return int(np.prod(self.encoder_tokens.shape[:-1]))
-
-    @property
-    def padding(self) -> float:
-        """Share of the encoder positions that are computed and hold nothing."""
-        held = self.encoder_segments > 0
-        computed = held[held.any((1, 2))] if self.in_parts else held
-        return 1 - float(computed.mean()) if computed.size else 1.0
 
 
 def assign_rows(items: Sequence[Item], shape: Shape) -> list[list[int]]:
@@ -143,20 +155,33 @@ def pack(items: Sequence[Item], shape: Shape, bank_length: int = 0, examples: in
 
     `bank_length` is P of the bank, `examples` is N if the batch may be smaller than that (a last batch). With
     `shape.at_once`, the batch is in parts of so many rows, each a batch of its own, on a new first axis of every array;
-    parts that hold something come first. Raises ValueError for an item longer than a row.
+    every device has as many of them, those that hold something first. Raises ValueError for an item longer than a row.
     """
     for i, item in enumerate(items):
         if item.length > shape.row_length or item.target_length > shape.target_length:
             found = f"{item.length} + {item.target_length}"
             raise ValueError(f"example {i} has {found} positions, a row {shape.row_length} + {shape.target_length}")
-    rows = assign_rows(items, shape)
     if shape.at_once is None:
+        rows = assign_rows(items, shape)
         count = next((r for r in shape.rows if r >= len(rows)), _round_up(len(rows), 4 * shape.multiple))
         return _written(items, rows, count, shape, bank_length, examples or len(items))
     most = shape.part_examples or len(items)
-    parts = _in_parts(rows, shape.at_once, most)
-    parts += [[]] * (shape.rows[-1] // shape.at_once - len(parts))
+    shares = [_in_parts(rows, shape.at_once, most) for rows in _rows_of_devices(items, shape)]
+    each = max(shape.rows[-1] // shape.at_once // shape.multiple, *map(len, shares))
+    parts = [part for share in shares for part in share + [[]] * (each - len(share))]
     return Batch(*map(np.stack, zip(*(_part(items, p, shape, bank_length, most) for p in parts), strict=True)))
+
+
+def _rows_of_devices(items: Sequence[Item], shape: Shape) -> list[list[list[int]]]:
+    """The rows of each device, which are given about the same work: the longest examples first, to who has least."""
+    shares: list[list[int]] = [[] for _ in range(shape.multiple)]
+    work = [0.0] * shape.multiple
+    for i in sorted(range(len(items)), key=lambda i: -items[i].length):
+        least = work.index(min(work))
+        shares[least].append(i)
+        work[least] += items[i].length * (1 + items[i].length / POSITIONS_PER_PAIR)
+    by_row = lambda share: assign_rows([items[i] for i in share], shape)
+    return [[[share[i] for i in row] for row in by_row(share)] for share in shares]
 
 
 def _in_parts(rows: list[list[int]], at_once: int, examples: int) -> list[list[list[int]]]:
@@ -231,52 +256,64 @@ def plan(
     packing: bool = True,
     multiple: int = 1,
     at_once: int | None = None,
-    positions: int | None = None,
+    line: int | None = None,
 ) -> Shape:
     """A shape for batches like these: the row length, and the rows taken at a time, that cost least.
 
-    `longest` is the longest example (input and prompt; targets together) of all that will come. `multiple` divides
-    every row count (devices of the data axis). `at_once` rows are taken at a time, or as many as is best of those with
-    no more than `positions`, or (neither given) all. Parts without examples are not computed, so that one R holds every
-    batch; without parts, R is one of two: of most of these batches, and of all.
+    `longest` is the longest example (input and prompt; targets together) of all that will come, `multiple` the devices
+    of the data axis. Each takes `at_once` rows at a time; or else, when packing, one row of up to `line` positions of
+    which only what is filled costs; or else (neither given) all. Parts without examples are not computed, so that one R
+    holds every batch; without parts, R is one of two: of most of these batches, and of all.
     """
     length, target_length = (_round_up(n, m) for n, m in zip(longest, (16, 4), strict=True))
-    lengths = sorted({length, *(s for s in range(128, 1025, 64) if s >= length)}) if packing else [length]
+    if not packing:
+        lengths = [length]
+    elif line and not at_once:
+        lengths, at_once = [_line(batches, length, multiple, line)], 1
+    else:
+        step, first = (Filled.block, _round_up(length, Filled.block)) if line else (64, length)
+        lengths = sorted({first, *(s for s in range(step, 1025, step) if s >= max(length, 128))})
     best: tuple[float, Shape] | None = None
     for row_length in lengths:
-        shape = Shape(row_length, target_length, (1,), None if packing else 1, multiple)
+        shape = Shape(row_length, target_length, (1,), None if packing else 1, multiple, at_once)
         if packing:
-            shape = dataclasses.replace(shape, target_length=max(target_length, _target_room(batches, row_length)))
+            shape = dataclasses.replace(shape, target_length=max(target_length, _target_room(batches, shape)))
         counts = np.array([_round_up(len(assign_rows(batch, shape)), multiple) for batch in batches])
-        for each in _choices(row_length, multiple, at_once, positions):
-            cost = float(np.mean([_cost(count, row_length, each) for count in counts]))
-            if best is None or cost < best[0]:
-                usual, largest = int(np.ceil(np.quantile(counts, USUAL))), int(counts.max()) + packing
-                rows = [max(map(len, batches))] if each else [usual, largest]
-                rows = sorted({_round_up(n, each or multiple) for n in rows})
-                best = cost, dataclasses.replace(shape, rows=tuple(rows), at_once=each)
+        cost = float(np.mean([_cost(count, row_length, at_once) for count in counts]))
+        if best is None or cost < best[0]:
+            usual, largest = int(np.ceil(np.quantile(counts, USUAL))), int(counts.max()) + packing
+            rows = sorted({_round_up(n, multiple) for n in (usual, largest)})
+            best = cost, dataclasses.replace(shape, rows=tuple(rows))
     assert best is not None
-    shape = best[1]
-    if shape.at_once is None:
-        return shape
-    parts = [part for batch in batches for part in _in_parts(assign_rows(batch, shape), shape.at_once, 1 << 30)]
-    most = max((sum(map(len, part)) for part in parts), default=1)
-    return dataclasses.replace(shape, part_examples=_round_up(most + 1, 4))
+    shape = best[1] if at_once is None else _parted(best[1], batches, longest)
+    return dataclasses.replace(shape, filled=Filled(*longest) if packing and line else None)
 
 
-def _target_room(batches: Sequence[Sequence[Item]], row_length: int) -> int:
+def _line(batches: Sequence[Sequence[Item]], length: int, multiple: int, most: int) -> int:
+    """Positions that hold what each device has of such batches, if they are no more than `most`."""
+    whole = Shape(1 << 30, 1 << 30, (1,), multiple=multiple)
+    taken = [sum(batch[i].length for row in rows for i in row)
+             for batch in batches for rows in _rows_of_devices(batch, whole)]  # fmt: skip
+    return _round_up(max(min(int(1.1 * max(taken)), most), length), Filled.block)
+
+
+def _parted(shape: Shape, batches: Sequence[Sequence[Item]], longest: tuple[int, int]) -> Shape:
+    """The shape with as many examples in a part, and as many parts, as batches like these can need."""
+    at_once = shape.at_once or 1
+    parts = [part for batch in batches for rows in _rows_of_devices(batch, shape)
+             for part in _in_parts(rows, at_once, 1 << 30)]  # fmt: skip
+    most = _round_up(max((sum(map(len, part)) for part in parts), default=1) + 1, 4)
+    room = min(most, shape.per_row or most, shape.row_length // longest[0], shape.target_length // max(longest[1], 1))
+    rows = -(-max(map(len, batches)) // max(room, 1))  # even if one device has all examples, and all are the longest
+    return dataclasses.replace(shape, rows=(_round_up(rows, at_once) * shape.multiple,), part_examples=most)
+
+
+def _target_room(batches: Sequence[Sequence[Item]], shape: Shape) -> int:
     """What the targets of most rows take."""
-    shape = Shape(row_length, 1 << 30, (1,))
-    rows = [sum(batch[i].target_length for i in row) for batch in batches for row in assign_rows(batch, shape)]
+    endless = dataclasses.replace(shape, target_length=1 << 30)
+    rows = [sum(batch[i].target_length for i in row)
+            for batch in batches for rows in _rows_of_devices(batch, endless) for row in rows]  # fmt: skip
     return _round_up(int(np.quantile(rows, USUAL)), 4)
-
-
-def _choices(row_length: int, multiple: int, at_once: int | None, positions: int | None) -> Sequence[int | None]:
-    if at_once:
-        return [_round_up(at_once, multiple)]
-    if positions:
-        return range(multiple, max(positions // row_length, multiple) + 1, multiple)
-    return [None]
 
 
 def _cost(rows: int, row_length: int, at_once: int | None) -> float:

@@ -39,7 +39,7 @@ class Frozen:
         The weights of a model that is `trained` are float32, whatever its activations are. With a `seed`, a base that
         has no path is drawn at random.
         """
-        mesh = device.make_mesh(self.model_parallel)
+        mesh = device.make_mesh(self.model_parallel, trained)
         dtype = jnp.dtype(self.dtype) if self.dtype else device.frozen_dtype()
         expected = dataclasses.replace(T5Config(), dtype=dtype) if configure.is_configured("T5Config") else None
         shardings = lambda config: device.frozen_shardings(config, mesh)
@@ -168,10 +168,7 @@ class Opened:
 
     @functools.cached_property
     def model(self) -> Model:
-        by_example = device.by_example(self.mesh) and not self.run.tuning.whole_model
-        config = dataclasses.replace(
-            self.base.config, remat=self.run.remat, scan_layers=self.run.scan_layers, by_example=by_example
-        )
+        config = dataclasses.replace(self.base.config, remat=self.run.remat, scan_layers=self.run.scan_layers)
         return Model(config, len(self.slots), max(slot.length for slot in self.slots))
 
     @property
@@ -212,6 +209,8 @@ class Opened:
 def open_run(run: Run) -> Opened:
     """Loads the base, then the tasks; each task once, however many slots share it."""
     device.keep_compiled_programs(run.jax_cache_dir)
+    if not run.tuning.whole_model:
+        device.share_cpu()
     wanted = run.tuning.slots(run)
     base, vocabulary, mesh = run.frozen.open(
         run.tuning.whole_model, wanted[0].seed if run.tuning.may_start_anew else None

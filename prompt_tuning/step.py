@@ -1,6 +1,8 @@
 """The pure steps: train on a packed batch, score targets; one way for prompt tuning, model tuning and pretraining."""
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -8,10 +10,10 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int, UInt32
 
-from prompt_tuning import loss, split
+from prompt_tuning import device, loss, split
 from prompt_tuning.dropout import Dropout
 from prompt_tuning.layers import Stream
-from prompt_tuning.layout import Batch
+from prompt_tuning.layout import Batch, Filled
 from prompt_tuning.optim import Optimizer
 from prompt_tuning.prompt import PromptBank
 from prompt_tuning.t5 import T5, T5Config
@@ -33,11 +35,15 @@ class TrainState:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """A T5 behind a bank of `slots` prompts of up to `length` vectors (0: no prompt)."""
+    """A T5 behind a bank of `slots` prompts of up to `length` vectors (0: no prompt).
+
+    Of packed rows only what is `filled` is computed, where that is given.
+    """
 
     config: T5Config
     slots: int = 1
     length: int = 0
+    filled: Filled | None = None
 
     def apply(self, params: split.Params, method: str, *args: Any) -> Any:
         """Runs one of T5's pieces with the frozen part of `params`."""
@@ -50,19 +56,21 @@ class Model:
         if self.length:
             layer = PromptBank(self.slots, self.length, self.config.emb_dim)
             embedded = layer.apply({"params": params["prompt"]}, embedded, batch.prompt_rows)
-        return self.apply(params, "encode", embedded, source(batch), dropout)
+        return self.apply(params, "encode", embedded, self.source(batch), dropout)
 
     def logits(self, params: split.Params, batch: Batch, dropout: Dropout | None = None) -> Float[Array, "R L V"]:
         """Teacher-forced logits of every target token."""
         encoded = self.encode(params, batch, dropout)
-        stream = Stream(batch.decoder_segments, batch.decoder_positions)
-        args = (batch.decoder_inputs, stream, batch.decoder_examples, encoded, source(batch), dropout)
+        count = batch.target_examples.shape[0]
+        longest = self.filled.target if self.filled else batch.decoder_inputs.shape[1]
+        stream = Stream(batch.decoder_segments, batch.decoder_positions, count, longest)
+        args = (batch.decoder_inputs, stream, batch.decoder_examples, encoded, self.source(batch), dropout)
         return self.apply(params, "decode", *args)
 
-
-def source(batch: Batch) -> Stream:
-    """What stands in the encoder's rows."""
-    return Stream(batch.encoder_segments, batch.encoder_positions, batch.example_slots.shape[0])
+    def source(self, batch: Batch) -> Stream:
+        """What stands in the encoder's rows."""
+        known = (self.filled.source, self.filled.block) if self.filled else (batch.encoder_tokens.shape[1], None)
+        return Stream(batch.encoder_segments, batch.encoder_positions, batch.example_slots.shape[0], *known)
 
 
 def dropout_of(state: TrainState, batch: Batch, rate: float) -> Dropout | None:
@@ -106,21 +114,19 @@ def train_step(
     sane = _sane(state.trainable, model.slots)
     start = _without(~sane, state.trainable)
 
-    def total(trainable: split.Params, part: Batch) -> tuple[Float[Array, ""], Any]:
-        params, dropout = split.merge(trainable, frozen), dropout_of(state, part, dropout_rate)
-        losses, tokens = slot_losses(params, part, model=model, z_loss=z_loss, dropout=dropout)
-        return losses.sum(), (losses, tokens)
+    def gradient_of(batch: Batch, state: TrainState, start: split.Params, frozen: split.Params) -> Any:
+        def total(trainable: split.Params) -> tuple[Float[Array, ""], Any]:
+            params, dropout = split.merge(trainable, frozen), dropout_of(state, batch, dropout_rate)
+            losses, tokens = slot_losses(params, batch, model=model, z_loss=z_loss, dropout=dropout)
+            return losses.sum(), (losses, tokens)
 
-    differentiate = jax.grad(total, has_aux=True)
+        return jax.grad(total, has_aux=True)(start)
+
     if batch.in_parts:
-        none = jnp.zeros((model.slots,))
-        zero = jax.tree.map(jnp.zeros_like, state.trainable), (none, none)
-        part = lambda i: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), batch)
-        add = lambda i, sums: jax.tree.map(jnp.add, sums, differentiate(start, part(i)))
-        filled = (batch.encoder_segments > 0).any((1, 2)).sum()
-        gradient, (losses, tokens) = jax.lax.fori_loop(0, filled, add, zero)
+        of_parts = functools.partial(_summed_over_parts, gradient_of)
+        gradient, (losses, tokens) = device.summed_over_data(of_parts, batch, state, start, frozen)
     else:
-        gradient, (losses, tokens) = differentiate(start, batch)
+        gradient, (losses, tokens) = gradient_of(batch, state, start, frozen)
     mean, norm = losses / jnp.maximum(tokens, 1), _slot_norms(gradient, model.slots)
     new = optimizer.update(gradient, state.opt_state, start, state.step)
     sound = sane & jnp.isfinite(mean) & jnp.isfinite(norm) & _sane(new[0], model.slots)
@@ -131,6 +137,14 @@ def train_step(
     return dataclasses.replace(
         state, trainable=trainable, opt_state=opt_state, step=state.step + 1, failures=failures
     ), metrics
+
+
+def _summed_over_parts(f: Callable[..., Any], batch: Batch, *args: Any) -> Any:
+    """`f(part, *args)` of the parts that hold something, one after another, added up."""
+    part = lambda i: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), batch)
+    zero = jax.tree.map(lambda of: jnp.zeros(of.shape, of.dtype), jax.eval_shape(lambda: f(part(0), *args)))
+    filled = (batch.encoder_segments > 0).any((1, 2)).sum()
+    return jax.lax.fori_loop(0, filled, lambda i, sums: jax.tree.map(jnp.add, sums, f(part(i), *args)), zero)
 
 
 def _sane(trainable: split.Params, slots: int) -> Bool[Array, "K"]:

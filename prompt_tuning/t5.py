@@ -1,6 +1,7 @@
 """T5: an encoder and a decoder that take embeddings, so that a prompt needs no subclass (Raffel et al. 2020)."""
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,8 @@ from flax.core import unfreeze
 from flax.linen import partitioning
 from jaxtyping import Array, Bool, Float, Int
 
-from prompt_tuning import by_example, scan
+from prompt_tuning import by_block, by_example, scan
+from prompt_tuning.by_block import Blocks
 from prompt_tuning.by_example import Places
 from prompt_tuning.dropout import Dropout, Keep, drop, of_keys, of_layer
 from prompt_tuning.layers import Attention, Dense, FeedForward, RelativeBias, RMSNorm, Stream
@@ -40,7 +42,6 @@ class T5Config:
     shared_relative_bias: bool = True  # False: a table a layer, as in T5X's scalable_t5 and umT5
     dtype: Any = jnp.float32  # of activations
     remat: bool = False  # backward computes each layer again instead of keeping what it saw
-    by_example: bool = False  # the encoder's long rows attend `by_example`, where a stream says how many there are
     scan_layers: bool = False  # the parameters are `scan.stacked`, and a stack compiles as one layer
 
 
@@ -78,17 +79,59 @@ class EncoderLayer(nn.Module):
         x: Float[Array, "R S D"],
         stream: Stream,
         mask: Bool[Array, "R 1 S S"] | Places,
-        bias: Float[Array, "1 H S S"] | None,
+        bias: Float[Array, "1 H W W"] | None,
+        blocks: Blocks | None,
         keep: Keep,
     ) -> Float[Array, "R S D"]:
-        bias = self.relpos_bias(x.shape[1]) if self.relpos_bias else bias
-        y = self.pre_attention_layer_norm(x)
-        y = self.attention(
-            y, *self.attention.project(y), mask, bias, of_keys(keep.get("attention"), stream.segments, stream.positions)
+        bias = self.relpos_bias(_looking(mask, x)) if self.relpos_bias else bias
+        through = functools.partial(self._through, blocks, keep, stream.segments)
+        query, keys, values = through(["ask"], x)
+        kept_keys = of_keys(keep.get("attention"), stream.segments, stream.positions)
+        seen = self.attention.look(query, keys, values, mask, bias, kept_keys)
+        return through(["take_in", "widen", "narrow"], x, seen)
+
+    def _through(
+        self, blocks: Blocks | None, keep: Keep, segments: Int[Array, "R S"], steps: list[str], *values: Any
+    ) -> Any:
+        """What the last of these steps makes of all positions, or of the blocks that hold something.
+
+        A step is handed `values` and what the steps before it made, and ends with its matrix product.
+        """
+        if blocks is None:
+            for step in steps:
+                values = (*values, getattr(self, step)(keep, segments, *values))
+            return values[-1]
+        keep = {place: of for place, of in keep.items() if place != "attention"}
+        alone = lambda step: (
+            lambda held, segments, *values: _alone(
+                EncoderLayer, self.config, held[0], held[1], segments, *values, method=step
+            )
         )
-        x = x + drop(y, keep.get("attention_out"), stream.segments)
-        y = self.mlp(self.pre_mlp_layer_norm(x), stream, keep.get("mlp_hidden"))
-        return x + drop(y, keep.get("mlp_out"), stream.segments)
+        return by_block.each(tuple(map(alone, steps)), blocks, (self.variables["params"], keep), segments, *values)
+
+    def ask(self, keep: Keep, segments: Int[Array, "R S"], x: Float[Array, "R S D"]) -> tuple[Array, ...]:
+        """Queries, keys and values."""
+        return self.attention.ask(self.pre_attention_layer_norm(x))
+
+    def take_in(self, keep: Keep, segments: Int[Array, "R S"], x: Float[Array, "R S D"], seen: Array) -> Array:
+        """The stream with what was seen."""
+        return x + drop(self.attention.out(seen), keep.get("attention_out"), segments)
+
+    def widen(self, keep: Keep, segments: Int[Array, "R S"], x: Array, seen: Array, taken_in: Array) -> list[Array]:
+        """What goes into the activations."""
+        return self.mlp.widen(self.pre_mlp_layer_norm(taken_in))
+
+    def narrow(
+        self, keep: Keep, segments: Int[Array, "R S"], x: Array, seen: Array, taken_in: Array, hidden: list[Array]
+    ) -> Float[Array, "R S D"]:
+        """The stream with what comes out of the activations."""
+        y = self.mlp.narrow(hidden, segments, keep.get("mlp_hidden"))
+        return taken_in + drop(y, keep.get("mlp_out"), segments)
+
+
+def _looking(mask: Bool[Array, "R 1 S S"] | Places, x: Float[Array, "R S D"]) -> int:
+    """How many positions, at most, look at one another."""
+    return mask.widths[-1] if isinstance(mask, Places) else x.shape[1]
 
 
 class Encoder(nn.Module):
@@ -105,15 +148,20 @@ class Encoder(nn.Module):
     def __call__(
         self, embedded: Float[Array, "R S D"], stream: Stream, dropout: Dropout | None = None
     ) -> Float[Array, "R S D"]:
-        keep = self._drawn(dropout, embedded.shape[1]) if dropout else {}
-        x = drop(embedded.astype(self.config.dtype), keep.get("embedded"), stream.segments)
+        held, blocks = stream.segments, None
+        mask: Array | Places
+        if stream.block is None:
+            mask = same_segment(held, held)
+        else:
+            mask = by_example.find(by_example.stretches(held, stream.count), stream.longest)
+            blocks = by_block.find(held, stream.block)
+        length = _looking(mask, embedded)
+        keep = self._drawn(dropout, length) if dropout else {}
+        x = drop(embedded.astype(self.config.dtype), keep.get("embedded"), held)
         x = partitioning.with_sharding_constraint(x, ("batch", "length", "embed"))
-        held = stream.segments
-        count = stream.count if self.config.by_example and x.shape[1] >= by_example.LONG else None
-        mask = by_example.find(held, count) if count else same_segment(held, held)
-        bias = self.relpos_bias(x.shape[1]) if self.relpos_bias else None
-        x = _through(EncoderLayer, self, x, keep, stream, mask, bias)
-        return drop(self.encoder_norm(x), keep.get("encoded"), stream.segments)
+        bias = self.relpos_bias(length) if self.relpos_bias else None
+        x = _through(EncoderLayer, self, x, keep, stream, mask, bias, blocks)
+        return drop(self.encoder_norm(x), keep.get("encoded"), held)
 
     def _drawn(self, dropout: Dropout, length: int) -> Keep:
         sizes = self.config
@@ -153,7 +201,7 @@ class DecoderLayer(nn.Module):
         mask: Bool[Array, "R 1 L L"],
         bias: Float[Array, "1 H L L"] | None,
         encoded: Float[Array, "R S D"],
-        cross_mask: Bool[Array, "R 1 L S"],
+        cross_mask: Bool[Array, "R 1 L S"] | Places,
         source: Stream,
         keep: Keep,
     ) -> Float[Array, "R L D"]:
@@ -166,7 +214,7 @@ class DecoderLayer(nn.Module):
         one = of_keys(keep.get("cross_attention"), source.segments, source.positions)
         y = self.encoder_decoder_attention.across(y, encoded, cross_mask, one)
         x = x + drop(y, keep.get("cross_attention_out"), stream.segments)
-        y = self.mlp(self.pre_mlp_layer_norm(x), stream, keep.get("mlp_hidden"))
+        y = self.mlp(self.pre_mlp_layer_norm(x), stream.segments, keep.get("mlp_hidden"))
         return x + drop(y, keep.get("mlp_out"), stream.segments)
 
     def step(
@@ -223,11 +271,17 @@ class Decoder(nn.Module):
         `source` that each target position looks at.
         """
         length = embedded.shape[1]
-        keep = self._drawn(dropout, length, encoded.shape[1]) if dropout else {}
+        cross_mask: Array | Places
+        if source.block is None:
+            cross_mask = same_segment(examples, source.segments)
+        else:
+            asking = by_example.stretches(examples, source.count)
+            looked_at = by_example.stretches(source.segments, source.count)
+            cross_mask = by_example.find(looked_at, source.longest, asking, stream.longest)
+        keep = self._drawn(dropout, length, _looking(cross_mask, encoded)) if dropout else {}
         x = drop(embedded.astype(self.config.dtype), keep.get("embedded"), stream.segments)
         causal = jnp.tril(jnp.ones((1, 1, length, length), bool))
         mask = same_segment(stream.segments, stream.segments) & causal
-        cross_mask = same_segment(examples, source.segments)
         bias = self.relpos_bias(length) if self.relpos_bias else None
         x = _through(DecoderLayer, self, x, keep, stream, mask, bias, encoded, cross_mask, source)
         return drop(self.decoder_norm(x), keep.get("decoded"), stream.segments)

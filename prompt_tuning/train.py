@@ -127,7 +127,8 @@ def _periods(
     if _out_of_patience(run, start.best, first):
         return
     pure = functools.partial(
-        train_step, model=opened.model, optimizer=optimizer, dropout_rate=run.dropout_rate, z_loss=run.z_loss,
+        train_step, model=dataclasses.replace(opened.model, filled=shape.filled), optimizer=optimizer,
+        dropout_rate=run.dropout_rate, z_loss=run.z_loss,
     )  # fmt: skip
     step = Program(pure, state, lambda line: log.say(line, "dim"))
     window: list[tuple[Any, float, float]] = []
@@ -136,7 +137,7 @@ def _periods(
             if n == first and stop.is_set():  # compiling would take long, and nothing is to be saved
                 return
             state, metrics = step(state, frozen, device.put_batch(batch, opened.mesh))
-            window.append((metrics, batch.padding, waited))
+            window.append((metrics, shape.padding(batch), waited))
             done = n + 1
             if done == first + 1:
                 jax.block_until_ready(state)
@@ -204,7 +205,7 @@ def _ledger(opened: Opened, feed: Feed, shape: layout.Shape, state: TrainState, 
         "devices": device.describe(),
         "examples": feed.described,
         "batch": f"{len(opened.slots)} x {run.batch_size} examples in {batch.rows} rows of"
-        f" {shape.row_length} positions, {batch.padding:.0%} padding",
+        f" {shape.row_length} positions, {shape.padding(batch):.0%} padding",
         "writes to": str(run.folder),
     }
     if first:

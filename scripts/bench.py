@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.table import Table
 from timed_steps import LENGTHS, PROMPT, TARGET, draw, measure, t5_1_1
 
-from prompt_tuning import allocator
+from prompt_tuning import allocator, device
 
 PADDED = 512  # positions, the prompt counted
 COLUMNS = {
@@ -52,6 +52,7 @@ def main() -> None:
     options = parser.parse_args()
     if options.one:
         allocator.keep_freed_memory()
+        device.share_cpu()
         one = json.loads(options.one)
         print(json.dumps(measure(t5_1_1(one.pop("size")), **one)))
         return

@@ -53,37 +53,49 @@ def measure(
     """Mean over `steps` steps, after a first one, of `slots` prompts that are each trained on `batch` examples."""
     groups = [_items(text, batch, slots, step) for step in range(steps + 1)]
     longest = max(item.length for group in groups for item in group), TARGET
-    shape = layout.plan(groups, longest, at_once=rows_at_once, positions=device.positions_at_once())
+    mesh = device.make_mesh()
+    line = device.line(mesh)
+    shape = layout.plan(groups, longest, multiple=mesh.shape["data"], at_once=rows_at_once, line=line)
     shape = shape if shape.at_once else dataclasses.replace(shape, rows=shape.rows[-1:])
     batches = [layout.pack(group, shape, PROMPT) for group in groups]
     state, optimizer = _start(config, slots)
-    frozen = jax.tree.map(lambda leaf: leaf.astype(config.dtype), random_base(config, 0).params)
-    config = dataclasses.replace(config, by_example=device.by_example(device.make_mesh()))
+    state = device.put_everywhere(state, mesh)
+    frozen = random_base(config, 0).params
+    frozen = jax.tree.map(
+        lambda leaf: device.put_frozen(np.asarray(leaf.astype(config.dtype)), everywhere(mesh)), frozen
+    )
+    model = Model(config, slots, PROMPT, shape.filled)
     if scan_layers:
-        config, frozen = dataclasses.replace(config, scan_layers=True), scan.stacked(frozen)
-    pure = functools.partial(train_step, model=Model(config, slots, PROMPT), optimizer=optimizer)
-    started = time.perf_counter()
+        model = dataclasses.replace(model, config=dataclasses.replace(config, scan_layers=True))
+        frozen = scan.stacked(frozen)
+    pure = functools.partial(train_step, model=model, optimizer=optimizer)
     step = jax.jit(pure, donate_argnums=0, compiler_options=device.compiler_options())
-    step = step.lower(state, frozen, batches[0]).compile()
-    compile_s = time.perf_counter() - started
-    state, _ = jax.block_until_ready(step(state, frozen, batches[0]))
-    seconds, peaks = [], []
-    for one in batches[1:]:
+    with device.on(mesh):
         started = time.perf_counter()
-        state, _ = jax.block_until_ready(step(state, frozen, one))
-        seconds.append(time.perf_counter() - started)
-        peaks.append(_peak(config))
+        step = step.lower(state, frozen, device.put_batch(batches[0], mesh)).compile()
+        compile_s = time.perf_counter() - started
+        state, _ = jax.block_until_ready(step(state, frozen, device.put_batch(batches[0], mesh)))
+        seconds, peaks = [], []
+        for one in batches[1:]:
+            started = time.perf_counter()
+            state, _ = jax.block_until_ready(step(state, frozen, device.put_batch(one, mesh)))
+            seconds.append(time.perf_counter() - started)
+            peaks.append(_peak(config))
     work = [sum(2 * cost.forward_flops(config, i.length, i.target_length) for i in group) for group in groups[1:]]
     tokens = [sum(len(i.inputs) for i in group) for group in groups[1:]]
     second, peak = statistics.fmean(seconds), statistics.median(peaks)
     return {
         "examples_per_s": slots * batch / second, "tokens_per_s": statistics.fmean(tokens) / second,
-        "padding": statistics.fmean(one.padding for one in batches[1:]),
+        "padding": statistics.fmean(shape.padding(one) for one in batches[1:]),
         "gflops": statistics.fmean(work) / second / 1e9, "of_peak": statistics.fmean(work) / second / peak,
         "memory_gib": (device.peak_memory() or 0) / 2**30, "planned_gib": needed(step) / 2**30, "compile_s": compile_s,
         "save_kb": sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e3, "seconds": second,
         "peak_gflops": peak / 1e9,
     }  # fmt: skip
+
+
+def everywhere(mesh: jax.sharding.Mesh) -> jax.sharding.Sharding:
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
 def _start(config: T5Config, slots: int) -> tuple[TrainState, optim.Optimizer]:

@@ -116,13 +116,52 @@ def test_taking_a_few_rows_at_once_changes_only_the_memory(dropout_rate):
 
 def test_parts_hold_their_own_examples_and_empty_ones_come_last():
     items = [layout.Item(np.full(8, 5, np.int32), [np.array([6, 1], np.int32)], 0, n) for n in range(10)]
-    shape = layout.plan([items], (8, 2), packing=False, multiple=2, at_once=3)
+    shape = layout.plan([items], (8, 2), packing=False, at_once=4)
     assert (shape.at_once, shape.rows, shape.part_examples) == (4, (12,), 8)
     batch = layout.pack(items, shape)
     assert batch.in_parts and batch.rows == 12
     assert batch.encoder_segments[:, :, 0].tolist() == [[1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 0, 0]]
     assert batch.example_numbers[:, :4].tolist() == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 0, 0]]
-    assert layout.pack(items[:7], shape).padding == pytest.approx(1 - 7 * 8 / (8 * 16))
+    assert shape.padding(layout.pack(items[:7], shape)) == pytest.approx(1 - 7 * 8 / (8 * 16))
+
+
+def test_every_device_has_about_the_same_work_and_as_many_parts():
+    items = random_items(12, [4, 7])
+    shape = layout.plan([items], (27, 4), multiple=3, line=64)
+    batch = layout.pack(items, shape)
+    held = (batch.encoder_segments > 0).reshape(3, -1).sum(1)
+    assert held.sum() == sum(item.length for item in items)
+    assert held.max() - held.min() <= 27
+    assert len(batch.encoder_segments) % 3 == 0
+    filled = (batch.encoder_segments > 0).any((1, 2)).reshape(3, -1)
+    assert (np.diff(filled.astype(int)) <= 0).all(), "parts that hold something come first"
+
+
+def test_a_line_is_as_long_as_what_a_device_has_and_no_longer_than_it_may_be():
+    items = random_items(40, [100])
+    taken = sum(item.length for item in items)
+    shape = layout.plan([items], (120, 4), line=10_000)
+    assert shape.at_once == 1 and taken < shape.row_length <= 1.1 * taken + shape.filled.block
+    assert layout.plan([items], (120, 4), line=512).row_length == 512
+    assert layout.plan([items], (120, 4), line=64).row_length == 256, "the longest example has to fit"
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("devices", [1, 2])
+def test_batches_that_no_plan_foresaw_have_its_shape(seed, devices):
+    rng = np.random.default_rng(seed)
+    item = lambda length: layout.Item(np.full(length, 5, np.int32), [np.array([6, 1], np.int32)], 0, 0, 20)
+    batch = lambda most: [item(n) for n in rng.integers(1, most, 24)]
+    shape = layout.plan([batch(60) for _ in range(4)], (300, 3), multiple=devices, line=512)
+    assert len({layout.pack(batch(most), shape).encoder_tokens.shape for most in (2, 60, 280)}) == 1
+
+
+def test_padding_of_a_line_is_that_of_the_blocks_in_which_something_stands():
+    items = [layout.Item(np.full(100, 5, np.int32), [np.array([6, 1], np.int32)], 0, n) for n in range(3)]
+    shape = layout.plan([items], (100, 2), line=2048)
+    assert shape.row_length == 512
+    assert shape.padding(layout.pack(items, shape)) == pytest.approx(1 - 300 / 512)
+    assert shape.padding(layout.pack(items[:2], shape)) == pytest.approx(1 - 200 / 256)
 
 
 def test_a_part_that_holds_as_many_examples_as_it_can_leaves_the_next_row_to_another():

@@ -17,7 +17,8 @@ from flax import traverse_util
 from prompt_tuning import device, huggingface, t5x_checkpoint
 from prompt_tuning.base_source import Source, Tensor
 from prompt_tuning.errors import UserError
-from prompt_tuning.t5 import T5, T5Config, parameter_shapes
+from prompt_tuning.stack import T5Config
+from prompt_tuning.t5 import T5, parameter_shapes
 from prompt_tuning.t5x_checkpoint import save_t5x
 
 __all__ = ["Base", "load_base", "random_base", "save_t5x"]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.t5 import T5Config
+from prompt_tuning.stack import T5Config
 
 
 @dataclasses.dataclass(frozen=True)

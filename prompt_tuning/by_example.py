@@ -12,7 +12,6 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-WIDTHS, FEW = 8, 2  # more compute less and compile longer; few where few queries look, which costs little
 MASKED = -1e10  # what T5 adds to the logit of a position that must not be seen
 
 
@@ -42,18 +41,14 @@ def stretches(segments: Int[Array, "R S"], count: int) -> Stretches:
     return Stretches(starts, jnp.zeros(count + 1, jnp.int32).at[line].add(1)[1:])
 
 
-def widths(longest: int, count: int = WIDTHS) -> tuple[int, ...]:
-    """The widths that examples of up to `longest` positions are cut out at."""
-    return tuple(sorted({-(-longest * k // (16 * count)) * 16 for k in range(1, count + 1)}))
-
-
-def find(keys: Stretches, longest: int, queries: Stretches | None = None, asking: int | None = None) -> Places:
-    """The places of examples of up to `longest` positions, looked at from themselves or from `asking` others."""
-    cuts = widths(longest, FEW if queries else WIDTHS)
-    kinds = jnp.where(keys.lengths > 0, jnp.searchsorted(jnp.asarray(cuts), keys.lengths), len(cuts))
+def find(
+    keys: Stretches, widths: tuple[int, ...], queries: Stretches | None = None, asking: int | None = None
+) -> Places:
+    """The places of examples no longer than the last of `widths`, looked at from themselves or from `asking` others."""
+    kinds = jnp.where(keys.lengths > 0, jnp.searchsorted(jnp.asarray(widths), keys.lengths), len(widths))
     order = jnp.argsort(kinds)
     keys, queries = jax.tree.map(lambda of_each: of_each[order], (keys, queries or keys))
-    return Places(keys, queries, jnp.searchsorted(kinds[order], jnp.arange(len(cuts) + 1)), cuts, asking)
+    return Places(keys, queries, jnp.searchsorted(kinds[order], jnp.arange(len(widths) + 1)), widths, asking)
 
 
 @jax.custom_vjp

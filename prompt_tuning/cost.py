@@ -1,6 +1,6 @@
 """What a T5 costs to run: floating-point operations of its matrix products, by the lengths it sees."""
 
-from prompt_tuning.t5 import T5Config
+from prompt_tuning.stack import T5Config
 
 
 def forward_flops(config: T5Config, source: int, target: int) -> float:

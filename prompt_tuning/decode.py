@@ -17,11 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from prompt_tuning.decoder import Cache, Cross, empty_cache, regroup
 from prompt_tuning.errors import UserError
 from prompt_tuning.layout import Batch
 from prompt_tuning.split import Params
 from prompt_tuning.step import Model
-from prompt_tuning.t5 import Cache, Cross, empty_cache, regroup
 
 PAD, EOS = 0, 1  # T5's ids; the decoder also starts from 0
 NEVER = -1e7  # score of a hypothesis that does not exist, as in T5X; no real one comes near it

@@ -14,7 +14,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from prompt_tuning.errors import UserError
 from prompt_tuning.layout import Batch
-from prompt_tuning.t5 import T5Config, parameter_axes
+from prompt_tuning.stack import T5Config
+from prompt_tuning.t5 import parameter_axes
 
 # T5X's logical axis names -> mesh axes
 RULES = (

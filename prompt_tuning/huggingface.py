@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 
 from prompt_tuning.base_source import Source, Tensor, of_a_t5
 from prompt_tuning.errors import UserError
-from prompt_tuning.t5 import T5Config
+from prompt_tuning.stack import T5Config
 
 _ACTIVATIONS = {
     "relu": ("relu",),

@@ -31,7 +31,7 @@ class Stream:
     segments: Int[Array, "R S"]  # 1 + index of the example in the batch; 0 is padding
     positions: Int[Array, "R S"]  # offset inside the example
     count: int = struct.field(pytree_node=False, default=0)  # most examples there can be
-    longest: int = struct.field(pytree_node=False, default=0)  # positions of an example, at most
+    widths: tuple[int, ...] = struct.field(pytree_node=False, default=())  # that examples are cut out at; the last: any
     block: int | None = struct.field(pytree_node=False, default=None)  # only filled blocks are computed; None: rows
 
 

@@ -65,8 +65,8 @@ class Item:
 class Filled:
     """What must be known beforehand to compute only what is filled of packed rows."""
 
-    source: int  # positions of the longest example, its prompt included
-    target: int  # positions of its targets together, at most
+    widths: tuple[int, ...]  # that examples with their prompts are cut out at, ascending; none is longer than the last
+    target: int  # positions of an example's targets together, at most
     block: int = 256  # positions that are computed or left out together
 
 
@@ -286,7 +286,10 @@ def plan(
             best = cost, dataclasses.replace(shape, rows=tuple(rows))
     assert best is not None
     shape = best[1] if at_once is None else _parted(best[1], batches, longest)
-    return dataclasses.replace(shape, filled=Filled(*longest) if packing and line else None)
+    if not (packing and line):
+        return shape
+    of_items = np.array([item.length for batch in batches for item in batch])
+    return dataclasses.replace(shape, filled=Filled(_widths(of_items, longest[0]), longest[1]))
 
 
 def _line(batches: Sequence[Sequence[Item]], length: int, multiple: int, most: int) -> int:
@@ -295,6 +298,26 @@ def _line(batches: Sequence[Sequence[Item]], length: int, multiple: int, most: i
     taken = [sum(batch[i].length for row in rows for i in row)
              for batch in batches for rows in _rows_of_devices(batch, whole)]  # fmt: skip
     return _round_up(max(min(int(1.1 * max(taken)), most), length), Filled.block)
+
+
+def _widths(lengths: np.ndarray, longest: int) -> tuple[int, ...]:
+    """The widths, WIDTHS at most, that examples of such lengths are cut out at with the least to compute in vain."""
+    needed, counts = np.unique(-(-lengths // 16) * 16, return_counts=True)
+
+    def cost(width: int, above: int) -> float:
+        return counts[(needed > above) & (needed <= width)].sum() * width * (1 + width / POSITIONS_PER_PAIR)
+
+    choices = sorted({*needed.tolist(), _round_up(longest, 16)})
+    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}  # for all that is no longer: its cost, and widths
+    for _ in range(WIDTHS):
+        longer = [
+            (width, (paid + cost(width, above), (*widths, width)))
+            for above, (paid, widths) in best.items()
+            for width in choices
+            if width > above
+        ]
+        best |= {width: min(found for at, found in longer if at == width) for width in choices}
+    return best[choices[-1]][1]
 
 
 def _parted(shape: Shape, batches: Sequence[Sequence[Item]], longest: tuple[int, int]) -> Shape:
@@ -325,6 +348,7 @@ def _cost(rows: int, row_length: int, at_once: int | None) -> float:
     return -(-rows // at_once) * (POSITIONS_PER_PART + at_once * one) if at_once else rows * one
 
 
+WIDTHS = 4  # more compute less in vain, and compile longer
 USUAL = 0.9  # share of batches, and of rows, that what is planned for them holds
 # Of a T5 small on a CPU:
 POSITIONS_PER_PAIR = 512.0  # row length at which attention costs as much as everything else

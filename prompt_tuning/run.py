@@ -18,8 +18,8 @@ from prompt_tuning.base import Base, load_base, random_base
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import Examples, Mixture, proportional
 from prompt_tuning.slots import Slot
+from prompt_tuning.stack import T5Config
 from prompt_tuning.step import Model
-from prompt_tuning.t5 import T5Config
 from prompt_tuning.vocabulary import Vocabulary
 
 

@@ -16,7 +16,8 @@ from prompt_tuning.layers import Stream
 from prompt_tuning.layout import Batch, Filled
 from prompt_tuning.optim import Optimizer
 from prompt_tuning.prompt import PromptBank
-from prompt_tuning.t5 import T5, T5Config
+from prompt_tuning.stack import T5Config
+from prompt_tuning.t5 import T5
 
 RUNAWAY = 1e15  # a prompt with a number beyond this would overflow in the squares of the first norm
 GIVEN_UP = 10  # unsound steps in a row after which a slot is left as it is
@@ -62,14 +63,14 @@ class Model:
         """Teacher-forced logits of every target token."""
         encoded = self.encode(params, batch, dropout)
         count = batch.target_examples.shape[0]
-        longest = self.filled.target if self.filled else batch.decoder_inputs.shape[1]
-        stream = Stream(batch.decoder_segments, batch.decoder_positions, count, longest)
+        widths = (self.filled.target,) if self.filled else ()
+        stream = Stream(batch.decoder_segments, batch.decoder_positions, count, widths)
         args = (batch.decoder_inputs, stream, batch.decoder_examples, encoded, self.source(batch), dropout)
         return self.apply(params, "decode", *args)
 
     def source(self, batch: Batch) -> Stream:
         """What stands in the encoder's rows."""
-        known = (self.filled.source, self.filled.block) if self.filled else (batch.encoder_tokens.shape[1], None)
+        known = (self.filled.widths, self.filled.block) if self.filled else ()
         return Stream(batch.encoder_segments, batch.encoder_positions, batch.example_slots.shape[0], *known)
 
 

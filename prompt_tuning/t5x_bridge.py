@@ -23,11 +23,14 @@ from jaxtyping import Array, Float, Int
 from t5x import adafactor, checkpoints
 
 from prompt_tuning import base, inits, prompt_file
+from prompt_tuning.decoder import Decoder, empty_cache
 from prompt_tuning.dropout import Dropout
+from prompt_tuning.encoder import Encoder
 from prompt_tuning.errors import UserError
 from prompt_tuning.layers import Stream
 from prompt_tuning.prompt import place
-from prompt_tuning.t5 import Decoder, Embedding, Encoder, T5Config, empty_cache, unpacked
+from prompt_tuning.stack import T5Config
+from prompt_tuning.t5 import Embedding, unpacked
 from prompt_tuning.vocabulary import Vocabulary
 
 Initializer = Callable[[Array, Sequence[int]], Array]

@@ -14,7 +14,7 @@ from flax import serialization, traverse_util
 
 from prompt_tuning.base_source import Source, Tensor, of_a_t5
 from prompt_tuning.errors import UserError
-from prompt_tuning.t5 import T5Config
+from prompt_tuning.stack import T5Config
 
 VERSION = 3  # of the format; before it, bfloat16 was stored as uint16
 SMALL, DENSEST = 1 << 24, 2000  # bytes that need no proof, and a bound on how much smaller compression makes zeros

@@ -19,8 +19,8 @@ import numpy as np
 import prompt_tuning.train  # noqa: F401 - registers what gin files name
 from prompt_tuning import allocator, configure, cost, device, layout, optim
 from prompt_tuning.base import random_base
+from prompt_tuning.stack import T5Config
 from prompt_tuning.step import Model, TrainState, train_step
-from prompt_tuning.t5 import T5Config
 
 PEAK = 4096, 2048, 2048  # of the product that the peak is measured on
 

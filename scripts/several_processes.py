@@ -76,7 +76,7 @@ class Trial:
 def make_base(folder: Path) -> None:
     """A random T5, 32 wide, behind the vocabulary that comes with the package, and a task of 100 questions."""
     from prompt_tuning import base, tiny
-    from prompt_tuning.t5 import T5Config
+    from prompt_tuning.stack import T5Config
 
     if (folder / "base").exists():
         return

@@ -19,8 +19,8 @@ from prompt_tuning import configure, cost, device, layout, optim, scan
 from prompt_tuning.base import random_base
 from prompt_tuning.layout import Item
 from prompt_tuning.program import needed
+from prompt_tuning.stack import T5Config
 from prompt_tuning.step import Model, TrainState, train_step
-from prompt_tuning.t5 import T5Config
 
 PROMPT, TARGET = 100, 3
 LENGTHS = {"sst2": (2.0, 13.0), "rte": (2.2, 75.0), "boolq": (3.5, 155.0)}  # shape and mean of a gamma, in tokens

@@ -75,7 +75,7 @@ def prepare(folder: Path, steps: int, period: int) -> list[str]:
     """Draws a base into `folder`; the flags of a run on it, without MODEL_DIR."""
     from prompt_tuning import tiny
     from prompt_tuning.base import random_base, save_t5x
-    from prompt_tuning.t5 import T5Config
+    from prompt_tuning.stack import T5Config
 
     config = T5Config(8128, emb_dim=16, num_heads=2, head_dim=8, mlp_dim=24, num_encoder_layers=2, num_decoder_layers=1)
     save_t5x(random_base(config, 0).params, folder / "base", 0, np.float32)

@@ -23,8 +23,9 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_threefry_partitionable", True)
 
 from prompt_tuning import base, layout, optim
+from prompt_tuning.stack import T5Config
 from prompt_tuning.step import Model, TrainState
-from prompt_tuning.t5 import T5, T5Config
+from prompt_tuning.t5 import T5
 from prompt_tuning.vocabulary import Vocabulary
 
 TINY = T5Config(

@@ -22,7 +22,8 @@ from prompt_tuning import base as base_module
 from prompt_tuning import split
 from prompt_tuning.base import load_base, save_t5x
 from prompt_tuning.errors import UserError
-from prompt_tuning.t5 import T5Config, parameter_shapes
+from prompt_tuning.stack import T5Config
+from prompt_tuning.t5 import parameter_shapes
 
 MODELS = Path(__file__).parents[1] / "gin" / "models"
 GOLDEN = Path(__file__).parent / "golden"

@@ -35,14 +35,13 @@ def relative(drawn):
 
 
 def places_of(held):
-    return by_example.find(by_example.stretches(held, N), S)
+    return by_example.find(by_example.stretches(held, N), (16, 32, 48, 64))
 
 
 def test_places_are_those_of_the_examples_the_short_ones_first():
     places = places_of(segments())
     found = {(int(s), int(n)) for s, n in zip(places.keys.starts, places.keys.lengths, strict=True) if n}
     assert found == {(0, 64), (64, 20), (84, 44), (128, 1), (129, 2), (131, 3), (134, 30)}
-    assert places.widths == (16, 32, 48, 64)
     assert places.bounds.tolist() == [0, 3, 5, 6, 7]
     for w, width in enumerate(places.widths):
         for length in places.keys.lengths[places.bounds[w] : places.bounds[w + 1]]:
@@ -88,7 +87,7 @@ def test_a_few_queries_elsewhere_see_and_pass_back_what_masked_rows_do(shared):
     keys, values = (jnp.asarray(rng.normal(size=(R * S, *(() if shared else (H,)), A)), jnp.float32) for _ in range(2))
     query, change = (jnp.asarray(rng.normal(size=(32, H, A)), jnp.float32) for _ in range(2))
     keep = jnp.asarray(rng.random((R * S, H)) > 0.3, jnp.float32) / 0.7
-    places = by_example.find(by_example.stretches(held, N), S, by_example.stretches(jnp.asarray(asking), N), 4)
+    places = by_example.find(by_example.stretches(held, N), (32, 64), by_example.stretches(jnp.asarray(asking), N), 4)
 
     def masked(query, keys, values):
         every = lambda y: jnp.broadcast_to(y[:, None], (R * S, H, A)) if shared else y
@@ -125,7 +124,7 @@ def test_a_step_of_what_is_filled_is_that_of_masked_rows(at_once, devices, scan_
     plain = dataclasses.replace(TINY, shared_relative_bias=shared, remat=remat)
     items = [dataclasses.replace(item, targets=[item.targets[0][:targets]]) for item in random_items(9, lengths)]
     optimizer = optim.over_slots(optim.adafactor, lengths, [0.3, 0.1])
-    filled = Filled(max(item.length for item in items), targets, block=16)
+    filled = Filled((10, 16, 32), targets, block=16)
     parts = layout.Shape(64, 24, (8 * devices,), None, devices, at_once, part_examples=9)
     found = []
     for shape, filled_only in ((layout.Shape(48, 16, (16,)), None), (parts, filled)):

@@ -17,8 +17,9 @@ from conftest import random_items
 from prompt_tuning import decode, layout, scan
 from prompt_tuning.base import load_base
 from prompt_tuning.errors import UserError
+from prompt_tuning.stack import T5Config
 from prompt_tuning.step import Model, score_targets
-from prompt_tuning.t5 import T5Config, parameter_shapes
+from prompt_tuning.t5 import parameter_shapes
 
 GOLDEN = Path(__file__).parent / "golden"
 PACKED = layout.Shape(64, 48, (8,))

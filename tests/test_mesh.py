@@ -10,8 +10,8 @@ import pytest
 from conftest import random_bank, random_items, random_params, start_state
 
 from prompt_tuning import device, layout, optim, scan
+from prompt_tuning.stack import T5Config
 from prompt_tuning.step import Model, train_step
-from prompt_tuning.t5 import T5Config
 
 EIGHT = T5Config(
     vocab_size=96, emb_dim=16, num_heads=8, head_dim=2, mlp_dim=24, num_encoder_layers=1, num_decoder_layers=1

@@ -156,6 +156,14 @@ def test_batches_that_no_plan_foresaw_have_its_shape(seed, devices):
     assert len({layout.pack(batch(most), shape).encoder_tokens.shape for most in (2, 60, 280)}) == 1
 
 
+def test_widths_are_those_that_waste_least_and_hold_the_longest():
+    item = lambda n: layout.Item(np.full(n, 5, np.int32), [np.array([6, 1], np.int32)], 0, 0)
+    plan = lambda lengths, longest: layout.plan([[item(n) for n in lengths]], (longest, 2), line=512).filled.widths
+    assert plan([30, 31, 100, 101], 300) == (32, 112, 304)
+    assert plan([30, 31, 32], 32) == (32,)
+    assert plan([*[20] * 50, *[60] * 50, *[100] * 50, *[140] * 50, 180], 190) == (64, 112, 144, 192)
+
+
 def test_padding_of_a_line_is_that_of_the_blocks_in_which_something_stands():
     items = [layout.Item(np.full(100, 5, np.int32), [np.array([6, 1], np.int32)], 0, n) for n in range(3)]
     shape = layout.plan([items], (100, 2), line=2048)

@@ -21,7 +21,8 @@ from golden import parity_inputs
 from golden.parity_inputs import CASES, Case
 
 from prompt_tuning import base, export
-from prompt_tuning.t5 import T5, T5Config, parameter_shapes
+from prompt_tuning.stack import T5Config
+from prompt_tuning.t5 import T5, parameter_shapes
 
 pytestmark = pytest.mark.t5x
 pytest.importorskip("t5x", reason="T5X is not importable; docs/from_t5x.md says how to install it beside the project")

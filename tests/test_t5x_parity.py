@@ -21,8 +21,9 @@ from golden import parity_inputs
 from golden.parity_inputs import CASES, STEPS, Case
 
 from prompt_tuning import decode, inits, layout, optim
+from prompt_tuning.stack import T5Config
 from prompt_tuning.step import Model, TrainState, slot_losses, train_step
-from prompt_tuning.t5 import T5Config, parameter_shapes
+from prompt_tuning.t5 import parameter_shapes
 
 GOLDEN = Path(__file__).parent / "golden"
 SCRIPT = Path(__file__).parents[1] / "scripts" / "record_t5x.py"

@@ -10,9 +10,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from prompt_tuning import decode, device, layout
+from prompt_tuning.decoder import Cache
 from prompt_tuning.split import Params
 from prompt_tuning.step import Model
-from prompt_tuning.t5 import Cache
 
 STRIDE = 4  # tokens of each text in one call: laying out what they look at costs as much as several
 

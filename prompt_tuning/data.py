@@ -94,8 +94,8 @@ def members(name: str) -> list[str]:
     return [task.name for task in seqio.MixtureRegistry.get(name).tasks]
 
 
-def looked_at(task: "SeqioTask") -> list[Path] | None:
-    """Every path that decides which examples a task has; None where its source does not tell."""
+def looked_at(task: Any) -> list[Path] | None:
+    """Every path that decides which examples a `SeqioTask` has; None where its source does not tell."""
     source = task.task.source
     defined = lambda name: next((kind for kind in type(source).__mro__ if name in vars(kind)), None)
     if defined("looked_at") is None or defined("looked_at") is not defined("get_dataset"):  # which may read elsewhere

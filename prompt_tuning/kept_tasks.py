@@ -28,6 +28,7 @@ from prompt_tuning.vocabulary import Vocabulary, warn_of_cut
 MANIFEST = "task.json"
 SEAL = "sha256"
 MOST_BYTES = 1 << 30  # that all kept tasks take together; those not used for longest go first
+_PLAIN = ("task", "split", "truncated", "cut_targets")  # of examples, beside their arrays
 _DAMAGE = (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
 
 
@@ -182,7 +183,7 @@ def _content(examples: Examples, about: Mapping[str, str]) -> bytes | None:
     }
     if sum(array.nbytes for array in arrays.values()) > MOST_BYTES // 2:
         return None
-    told = json.dumps({**about, "truncated": examples.truncated, "cut_targets": examples.cut_targets})
+    told = json.dumps({**about, "examples": {name: getattr(examples, name) for name in _PLAIN}})
     return save(arrays, {"about": told, SEAL: _seal(arrays, told)})
 
 
@@ -197,7 +198,7 @@ def _read(path: Path, about: Mapping[str, str]) -> Examples | None:
             return None
         inputs, targets = (Ragged(arrays[f"{k}s"], arrays[f"{k}_starts"]) for k in ("input", "target"))
         texts = Texts(arrays["texts"], arrays["text_starts"])
-        return Examples(told["task"], told["split"], inputs, targets, texts, told["truncated"], told["cut_targets"])
+        return Examples(inputs=inputs, targets=targets, texts=texts, **told["examples"])
     except _DAMAGE:
         return None
 

@@ -82,7 +82,7 @@ def own_modules(roots: Iterable[str] = ()) -> dict[str, str | None]:
     found: dict[str, str | None] = {}
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
-        if name == "__main__" or file is None or name.split(".")[0] == PACKAGE.name:
+        if name in ("__main__", "__mp_main__") or file is None or PACKAGE in Path(file).absolute().parents:
             continue
         if name.split(".")[0] in roots or not _is_installed(Path(file)):
             found[name] = str(Path(file).absolute())

@@ -184,7 +184,11 @@ class Opened:
     def start_bank(self) -> np.ndarray:
         """`bank[K P D]` of the slots' inits."""
         table = self.base.params["token_embedder"]["embedding"]
-        embed = lambda ids: device.fetch(table[jnp.asarray(ids)]).astype(np.float32)
+        if table.is_fully_addressable and jax.default_backend() == "cpu":
+            host = np.asarray(table)  # the same memory; on the device each number of ids is a program to compile
+            embed = lambda ids: host[np.asarray(ids)].astype(np.float32)
+        else:
+            embed = lambda ids: device.fetch(table[jnp.asarray(ids)]).astype(np.float32)
         config = self.base.config
         starts = [
             inits.Start(slot.length, config.emb_dim, embed, self.vocabulary, labels, self.base.digest)

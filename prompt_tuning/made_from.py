@@ -47,13 +47,18 @@ _REACHES_OUT = re.findall(
 def key(name: str, vocabulary: Vocabulary, lengths: Mapping[str, int], module: str | None, data_dir: str | None) -> str:
     """What is known before anything is opened: the request, the vocabulary's content, this code, what is installed."""
     told = {
-        "request": [name, dict(lengths), module, data_dir, str(Path.cwd()), sys.version],
+        "request": [name, dict(lengths), module, data_dir, str(Path.cwd())],
         "variables": {variable: os.environ.get(variable) for variable in VARIABLES},
         "vocabulary": [_digest(Path(vocabulary.path)), vocabulary.extra_ids],
-        "package": [(path.name, _digest(path)) for path in sorted(PACKAGE.glob("*.py"))],
-        "installed": _installed_packages(),
+        "code": code(),
     }
     return digest(told)
+
+
+def code() -> list[Any]:
+    """This package's modules by their content, and what else is installed."""
+    modules = [(path.name, _digest(path)) for path in sorted(PACKAGE.glob("*.py"))]
+    return [modules, _installed_packages(), sys.version]
 
 
 def digest(told: Any) -> str:
@@ -83,6 +88,8 @@ def own_modules(roots: Iterable[str] = ()) -> dict[str, str | None]:
     for name, module in list(sys.modules.items()):
         file = getattr(module, "__file__", None)
         if name in ("__main__", "__mp_main__") or file is None or PACKAGE in Path(file).absolute().parents:
+            continue
+        if Path(file).name.startswith("__autograph_generated"):  # by TensorFlow, from functions of the other modules
             continue
         if name.split(".")[0] in roots or not _is_installed(Path(file)):
             found[name] = str(Path(file).absolute())

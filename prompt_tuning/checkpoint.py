@@ -1,6 +1,7 @@
 """A run's memory: what changed, the best so far, and whose it is; kilobytes to a few megabytes at any size of base."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 import logging
@@ -69,19 +70,25 @@ class Checkpointer:
     """Saves and restores under `MODEL_DIR/checkpoints/<step>` with Orbax: written aside, then renamed."""
 
     def __init__(self, model_dir: Path) -> None:
-        import orbax.checkpoint as ocp  # a second of imports that other commands need not pay
+        self.folder = Path(model_dir).resolve() / "checkpoints"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    @functools.cached_property
+    def _ocp(self) -> Any:
+        import orbax.checkpoint as ocp  # a second of imports, which the first step of a new run does not wait for
 
         logging.getLogger("absl").setLevel(logging.ERROR)
-        self._ocp = ocp
-        self.folder = Path(model_dir).resolve() / "checkpoints"
-        options = ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=False, enable_async_checkpointing=False)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._manager = ocp.CheckpointManager(self.folder, options=options, item_names=("state", "identity"))
+        return ocp
+
+    @functools.cached_property
+    def _manager(self) -> Any:
+        options = self._ocp.CheckpointManagerOptions(max_to_keep=KEEP, create=False, enable_async_checkpointing=False)
+        return self._ocp.CheckpointManager(self.folder, options=options, item_names=("state", "identity"))
 
     @property
     def latest(self) -> int | None:
         """The newest complete step, if there is one."""
-        return self._manager.latest_step()
+        return self._manager.latest_step() if any(self.folder.iterdir()) else None
 
     def save(self, state: TrainState, best: Best, identity: Identity, evaluated: bool = True) -> None:
         """Writes the checkpoint of `state.step`; a save that fails leaves the older ones as they were."""
@@ -182,7 +189,8 @@ class Checkpointer:
         return int(step or 0), jax.tree.map(np.asarray, restored["state"]["best"]), restored["identity"]
 
     def close(self) -> None:
-        self._manager.close()
+        if "_manager" in vars(self):
+            self._manager.close()
 
 
 def _plain(told: Any) -> Any:

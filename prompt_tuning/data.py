@@ -7,7 +7,6 @@ import contextlib
 import dataclasses
 import importlib
 import re
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -15,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tuning import fields, quiet
+from prompt_tuning import fields, made_from, quiet
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.examples import Examples, Mixture, Ragged
 from prompt_tuning.vocabulary import Vocabulary, flatten, warn_of_cut
@@ -93,6 +92,15 @@ def describe(name: str) -> dict[str, Any]:
 def members(name: str) -> list[str]:
     """The tasks of a registered mixture."""
     return [task.name for task in seqio.MixtureRegistry.get(name).tasks]
+
+
+def looked_at(task: Any) -> list[Path] | None:
+    """Every path that decides which examples a `SeqioTask` has; None where its source does not tell."""
+    source = task.task.source
+    defined = lambda name: next((kind for kind in type(source).__mro__ if name in vars(kind)), None)
+    if defined("looked_at") is None or defined("looked_at") is not defined("get_dataset"):  # which may read elsewhere
+        return None
+    return source.looked_at()
 
 
 def prepare_tfds(name: str) -> None:
@@ -179,7 +187,7 @@ class SeqioTask:
             raise UserError(f"The split {split!r} of {self.name} holds no examples in {self.task.source}.")
         (inputs, cut), (targets, lost) = tokens["inputs"], tokens["targets"]
         warn_of_cut(lost, len(texts), f"{self.name}, {split},", self.lengths["targets"])
-        return Examples(self.name, split, inputs, targets, texts, cut)
+        return Examples(self.name, split, inputs, targets, texts, cut, lost)
 
     def _texts(self, head: list[Any], split: str, count: int | None) -> list[dict[str, Any]]:
         """The examples behind the preprocessors `head`, which end before the tokenizer."""
@@ -245,9 +253,8 @@ class SeqioTask:
 
 
 def _import(module: str) -> ModuleType:
-    """Import a module of tasks, also from the working folder, which a console script does not have on its path."""
-    if not {"", str(Path.cwd())} & set(sys.path):
-        sys.path.append(str(Path.cwd()))
+    """Import a module of tasks, also from the working folder."""
+    made_from.look_in_working_folder()
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:

@@ -44,6 +44,7 @@ class Examples:
     targets: Ragged
     texts: Sequence[Mapping[str, Any]]  # what was tokenised, and what the metric needs besides
     truncated: int = 0  # how many inputs were cut
+    cut_targets: int = 0
 
     def __len__(self) -> int:
         return len(self.inputs)

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from prompt_tuning import prompt_file, quiet
+from prompt_tuning import prompt_file
+from prompt_tuning.board import Board
 
 COLUMNS = ("step", "loss", "lr", "examples/s", "padding", "memory", "left")
 WIDTHS = (13, 9, 9, 11, 8, 10, 9)
@@ -50,7 +51,7 @@ class Log:
         if folder:
             _cut(self.path, resumed_at, evaluated)
         self._file = self.path.open("a", encoding="utf-8")
-        self._board = _tensorboard(folder) if folder else None
+        self._board = Board(folder / "tensorboard") if folder else None
         self.out = out or (sys.stdout if folder else self._file)
         self.colour = self.out.isatty() and "NO_COLOR" not in os.environ
         self._lines = 0
@@ -127,16 +128,6 @@ def _scalars(record: Mapping[str, Any], prefix: str = "") -> Any:
             yield from _scalars(value, f"{prefix}{name}/")
         elif isinstance(value, int | float) and not isinstance(value, bool):
             yield prefix + name, value
-
-
-def _tensorboard(folder: Path) -> Any:
-    """clu's writer, or None where TensorFlow is not installed (it needs it)."""
-    try:
-        with quiet.imports():
-            from clu import metric_writers
-    except ImportError:
-        return None
-    return metric_writers.SummaryWriter(str(folder / "tensorboard"))
 
 
 class Clock:

@@ -1,12 +1,12 @@
 """The training step as compiled programs, one for each number of rows; how much memory it takes is known beforehand."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 
-from prompt_tuning import allocator, device, split
+from prompt_tuning import allocator, device, split, traced
 from prompt_tuning.layout import Batch
 from prompt_tuning.log import bytes_in_words
 from prompt_tuning.step import TrainState
@@ -15,15 +15,19 @@ from prompt_tuning.step import TrainState
 class Program:
     """`pure(state, frozen, batch)` compiled; the state stays where it is, and its buffers are used again.
 
-    `say` is told of every compilation, so that one that nobody expected is seen.
+    `told` is everything that decides what `pure` computes. `say` hears of every compilation, so that one that nobody
+    expected is seen.
     """
 
     def __init__(
-        self, pure: Callable[..., tuple[TrainState, Any]], state: TrainState, say: Callable[[str], None]
+        self,
+        pure: Callable[..., tuple[TrainState, Any]],
+        told: Mapping[str, Any],
+        state: TrainState,
+        say: Callable[[str], None],
     ) -> None:
-        places = jax.tree.map(lambda leaf: leaf.sharding, state), state.step.sharding  # metrics: everywhere
-        options = device.compiler_options()
-        self._step = jax.jit(pure, donate_argnames="state", out_shardings=places, compiler_options=options)
+        self._pure, self._told = pure, told
+        self._places = jax.tree.map(lambda leaf: leaf.sharding, state), state.step.sharding  # metrics: everywhere
         self._compiled: dict[int, Any] = {}
         self._say = say
 
@@ -36,7 +40,13 @@ class Program:
 
     def _compile(self, state: TrainState, frozen: split.Params, batch: Batch) -> Any:
         started, again = time.monotonic(), " again" if self._compiled else ""
-        compiled = self._step.lower(state, frozen, batch).compile()
+        step = jax.jit(
+            traced.step(self._pure, self._told, state, frozen, batch),
+            donate_argnames="state",
+            out_shardings=self._places,
+            compiler_options=device.compiler_options(),
+        )
+        compiled = step.lower(state, frozen, batch).compile()
         allocator.give_back_freed_memory()  # what loading and compiling took
         seconds, memory = time.monotonic() - started, bytes_in_words(needed(compiled))
         self._say(f"compiled{again} for {batch.rows} rows in {seconds:.0f} s; a step needs {memory}")

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from prompt_tuning import configure, device, infer, inits, optim, scan, slots, task_file, tiny
+from prompt_tuning import configure, device, infer, inits, kept_tasks, optim, scan, slots, task_file, tiny
 from prompt_tuning.base import Base, load_base, random_base
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import Examples, Mixture, proportional
@@ -97,9 +97,7 @@ class Data:
             return tiny.open_task(name, vocabulary, self.lengths)
         if importlib.util.find_spec("seqio") is None:
             raise UserError("SeqIO is not installed here, and tasks by name need it. Use a TASK_FILE instead.")
-        from prompt_tuning import data  # imports TensorFlow, which takes seconds
-
-        return data.open_mixture(name, vocabulary, self.lengths, self.module, self.data_dir)
+        return kept_tasks.open_mixture(name, vocabulary, self.lengths, self.module, self.data_dir)
 
 
 @gin.configurable
@@ -183,7 +181,11 @@ class Opened:
     def start_bank(self) -> np.ndarray:
         """`bank[K P D]` of the slots' inits."""
         table = self.base.params["token_embedder"]["embedding"]
-        embed = lambda ids: device.fetch(table[jnp.asarray(ids)]).astype(np.float32)
+        if table.is_fully_addressable and jax.default_backend() == "cpu":
+            host = np.asarray(table)  # the same memory; on the device each number of ids is a program to compile
+            embed = lambda ids: host[np.asarray(ids)].astype(np.float32)
+        else:
+            embed = lambda ids: device.fetch(table[jnp.asarray(ids)]).astype(np.float32)
         config = self.base.config
         starts = [
             inits.Start(slot.length, config.emb_dim, embed, self.vocabulary, labels, self.base.digest)

@@ -105,7 +105,7 @@ class FileTask:
         inputs, cut = self.vocabulary.tokenise([t["inputs_pretokenized"] for t in texts], self.lengths["inputs"])
         targets, lost = self.vocabulary.tokenise([t["targets_pretokenized"] for t in texts], self.lengths["targets"])
         warn_of_cut(lost, len(texts), f"{self.name}, {split},", self.lengths["targets"])
-        return Examples(self.name, split, inputs, targets, texts, cut)
+        return Examples(self.name, split, inputs, targets, texts, cut, lost)
 
     def _text(self, file: str, record: Record) -> dict[str, Any]:
         at = f"{self.path.parent / file}:{record[0]}"

@@ -130,7 +130,7 @@ def _periods(
         train_step, model=dataclasses.replace(opened.model, filled=shape.filled), optimizer=optimizer,
         dropout_rate=run.dropout_rate, z_loss=run.z_loss,
     )  # fmt: skip
-    step = Program(pure, state, lambda line: log.say(line, "dim"))
+    step = Program(pure, _computed(opened), state, lambda line: log.say(line, "dim"))
     window: list[tuple[Any, float, float]] = []
     with contextlib.closing(prefetched(lambda n: feed.batch(n, shape), first, run.train_steps)) as batches:
         for n, batch, waited in batches:
@@ -189,6 +189,15 @@ def _settings(opened: Opened) -> dict[str, Any]:
     settings = {name: getattr(run, name) for name in names} | {"slots": described, "lengths": dict(run.data.lengths)}
     settings["tuning"] = {tuned[0]: tuned[1]}
     return settings | {name: {word(function): bound(function)} for name, function in functions.items()}
+
+
+def _computed(opened: Opened) -> dict[str, Any]:
+    """Everything that decides what a training step computes, as plain values."""
+    run = opened.run
+    functions = [
+        f"{f.__module__}.{f.__qualname__}" for f in (run.optimizer, run.schedule) if hasattr(f, "__qualname__")
+    ]
+    return _settings(opened) | {"model": opened.model, "functions": functions}
 
 
 def _ledger(opened: Opened, feed: Feed, shape: layout.Shape, state: TrainState, frozen: split.Params) -> dict[str, str]:

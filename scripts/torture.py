@@ -35,7 +35,6 @@ END = "end"  # behind the last evaluation: best prompts, curves
 AT_END = 3  # kills
 OF_THE_MACHINE = ("examples_per_second", "waiting", "memory")  # the fields of metrics.jsonl that are not compared
 LENGTHS = {"inputs": 48, "targets": 4}
-NO_TENSORBOARD = "no_tensorboard"  # a folder of modules
 
 
 def main() -> int:
@@ -87,8 +86,6 @@ def prepare(folder: Path, steps: int, period: int) -> list[str]:
         "GRID": {"seed": [0, 1]},
         "rank.content_free": ["sentence: so"],  # without it, a random model gives every text one label
     }  # fmt: skip
-    (folder / NO_TENSORBOARD / "clu").mkdir(parents=True)
-    (folder / NO_TENSORBOARD / "clu" / "__init__.py").write_text("raise ImportError\n")
     return [f"--gin.{name}={value}" for name, value in names.items()]
 
 
@@ -98,7 +95,7 @@ class Life:
     def __init__(self, flags: Sequence[str], folder: Path, period: int) -> None:
         self.folder, self.period = folder, period
         command = [sys.executable, "-m", "prompt_tuning.train", *flags, f"--gin.MODEL_DIR={folder}"]
-        modules = os.pathsep.join([str(folder.parent / NO_TENSORBOARD), *filter(None, sys.path)])
+        modules = os.pathsep.join(filter(None, sys.path))
         self.process = subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
             env=os.environ | {"XLA_FLAGS": "", "PYTHONPATH": modules},

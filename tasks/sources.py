@@ -2,7 +2,7 @@
 
 import dataclasses
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,14 +37,15 @@ class OfficialFiles:
 
     def folder(self, data_dir: str | Path) -> Path | None:
         """The task's folder below DATA_DIR, which may also name one of the folders below it."""
+        return next((place for place in self.places(data_dir) if place.is_dir()), None)
+
+    def places(self, data_dir: str | Path) -> Iterator[Path]:
+        """Where the folder is looked for, in turn."""
         root = Path(data_dir).expanduser()
         for folder in self.folders:
-            if root.is_dir() and root.parts[-2:] == Path(folder).parts:
-                return root
-            for candidate in (root / folder, root / Path(folder).name, root.parent / folder):
-                if candidate.is_dir():
-                    return candidate
-        return None
+            if root.parts[-2:] == Path(folder).parts:
+                yield root
+            yield from (root / folder, root / Path(folder).name, root.parent / folder)
 
     def path(self, folder: Path, split: str) -> Path | None:
         return next((p for f in self.files[split] if (p := folder / f).is_file()), None)
@@ -104,6 +105,19 @@ class Source(seqio.DataSource):
         data_dir = self.data_dir or os.environ.get("DATA_DIR")
         folder = self.official.folder(data_dir) if self.official and data_dir else None
         return (self.official, folder) if self.official and folder else None
+
+    def looked_at(self) -> list[Path] | None:
+        """Every path that decides what is read; None where TensorFlow Datasets has not prepared the set here."""
+        data_dir = self.data_dir or os.environ.get("DATA_DIR")
+        paths = list(self.official.places(data_dir)) if self.official and data_dir else []
+        if self.here is not None:
+            official, folder = self.here
+            return [*paths, *(folder / file for files in official.files.values() for file in files)]
+        root = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+        prepared = root / (self.tfds_name or "").replace(":", "/")
+        if not self.tfds_name or ":" not in self.tfds_name or not prepared.is_dir():
+            return None
+        return [*paths, *(path for path in prepared.rglob("*") if path.is_file())]
 
     @property
     def splits(self) -> Sequence[str]:

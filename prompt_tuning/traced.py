@@ -1,6 +1,6 @@
 """A training step as it was traced, kept on disk: the same step need not be traced again by a later start.
 
-On one CPU device, where it was measured; a step of other code than this project's and the installed packages' is traced
+On a CPU and in a single process, where it was measured; a step of other code than this project's and the installed packages' is traced
 each time.
 """
 
@@ -29,7 +29,8 @@ def step(pure: Step, told: Mapping[str, Any], state: Any, frozen: Any, batch: An
     `told` is everything that `pure` computes with beside its arguments, and the code.
     """
     folder = jax.config.values["jax_compilation_cache_dir"]
-    if not folder or jax.default_backend() != "cpu" or jax.device_count() > 1 or not made_from.nothing_else_loaded():
+    alone = jax.default_backend() == "cpu" and jax.process_count() == 1
+    if not (folder and alone and made_from.nothing_else_loaded()):
         return pure
     path = Path(folder) / "traced" / _key(told, (state, frozen, batch))
     leaves, tree = jax.tree.flatten((state, frozen, batch))
@@ -55,7 +56,7 @@ def step(pure: Step, told: Mapping[str, Any], state: Any, frozen: Any, batch: An
 
 def _key(told: Mapping[str, Any], arguments: Any) -> str:
     settings = {name: repr(value) for name, value in jax.config.values.items() if "cache" not in name}
-    leaves = [str(jax.typeof(leaf)) for leaf in jax.tree.leaves(arguments)]
+    leaves = [f"{jax.typeof(leaf)} {leaf.sharding}" for leaf in jax.tree.leaves(arguments)]
     flags = {name: os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
     plain = json.dumps(told, sort_keys=True, default=repr)  # what has no name has an address, and is never found again
     return made_from.digest([plain, settings, flags, leaves, str(jax.tree.structure(arguments)), made_from.code()])

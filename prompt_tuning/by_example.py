@@ -55,20 +55,23 @@ def find(
 def attend(
     query: Float[Array, "Q H A"],
     keys: Float[Array, "P *H A"],
-    values: Float[Array, "P *H A"],
+    values: Float[Array, "P *H A"] | None,
     places: Places,
     bias: Float[Array, "H W W"] | None,
     keep: Float[Array, "P H"] | None,
 ) -> Float[Array, "Q H A"]:
     """What every query sees of its own example, and 0 where nothing stands; `layers.attend` for one line.
 
-    Keys and values without an axis of heads are those of every head. Backward computes the logits again from the
-    softmax's normaliser (Dao et al. 2022).
+    Keys and values without an axis of heads are those of every head; without values, keys are seen. Backward computes
+    the logits again from the softmax's normaliser (Dao et al. 2022).
     """
     return _attend(query, keys, values, places, bias, keep)[0]
 
 
-def _attend(query: Array, keys: Array, values: Array, places: Places, bias: Array | None, keep: Array | None) -> Any:
+def _attend(
+    query: Array, keys: Array, values: Array | None, places: Places, bias: Array | None, keep: Array | None
+) -> Any:
+    shown = keys if values is None else values
     seeing = _product("hqk", keys, "qha")
 
     def one(cut: "_Cut", written: tuple[Array, Array]) -> tuple[Array, Array]:
@@ -78,7 +81,7 @@ def _attend(query: Array, keys: Array, values: Array, places: Places, bias: Arra
         total = weights.sum(axis=-1)
         if keep is not None:
             weights = weights * cut.keys.out(keep).T[:, None, :]
-        value = cut.keys.out(values)
+        value = cut.keys.out(shown)
         seen = seeing(weights.astype(value.dtype), value)
         return cut.queries.put(written, (seen / total.T[:, :, None], (top[..., 0] + jnp.log(total)).T))
 
@@ -90,6 +93,7 @@ def _attend(query: Array, keys: Array, values: Array, places: Places, bias: Arra
 def _attend_backward(kept: Any, change: Float[Array, "Q H A"]) -> tuple:
     query, keys, values, places, bias, keep, seen, normaliser = kept
     by_total = (change.astype(jnp.float32) * seen.astype(jnp.float32)).sum(axis=-1)  # [Q H]
+    shown = keys if values is None else values
     seen_by, asked_by = _product("qha", keys, "hqk"), _product("hqk", keys, "qha")
     looked_at_by = _to_keys(keys)
 
@@ -98,7 +102,7 @@ def _attend_backward(kept: Any, change: Float[Array, "Q H A"]) -> tuple:
         weights = jnp.exp(cut.logits(query, keys, bias) - cut.queries.out(normaliser).T[:, :, None])
         weights = jnp.where(cut.queries.own[:, None], weights, 0.0)  # the positions of others ask nothing
         asked, looked_at, by_seen = cut.queries.out(query), cut.keys.out(keys), cut.queries.out(change)
-        by_weight = seen_by(by_seen, cut.keys.out(values))
+        by_weight = seen_by(by_seen, cut.keys.out(shown))
         kept_weights = weights
         if keep is not None:
             left = cut.keys.out(keep).T[:, None, :]
@@ -107,11 +111,12 @@ def _attend_backward(kept: Any, change: Float[Array, "Q H A"]) -> tuple:
         each = by_logit.astype(asked.dtype)
         by_query = cut.queries.put(by_query, asked_by(each, looked_at).astype(asked.dtype))
         new = looked_at_by(each, asked), looked_at_by(kept_weights.astype(by_seen.dtype), by_seen)
+        new = (new[0] + new[1], None) if values is None else new
         if by_bias is not None:
             by_bias = by_bias.at[:, : cut.keys.width, : cut.keys.width].add(by_logit)
         return by_query, cut.keys.put(by_keys, new), by_bias
 
-    start = jnp.zeros_like(query), (jnp.zeros_like(keys), jnp.zeros_like(values)), _zeros(bias)
+    start = jnp.zeros_like(query), (jnp.zeros_like(keys), _zeros(values)), _zeros(bias)
     by_query, by_keys, by_bias = _for_each(one, places, query, keys, start)
     return by_query, *by_keys, None, by_bias, None
 

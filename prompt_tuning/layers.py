@@ -204,7 +204,7 @@ class Attention(nn.Module):
         query = jnp.einsum("rqha,dha->rqhd", self._split(self.query(x)), by_head(self.key))
         source = source.astype(self.dtype)
         if isinstance(mask, Places):
-            seen = _by_example(query, source, source, mask, None, keep)
+            seen = _by_example(query, source, None, mask, None, keep)
         else:
             seen = _joined(query, source, mask, keep)
         seen = jnp.einsum("rqhd,dha->rqha", seen, by_head(self.value))
@@ -212,12 +212,12 @@ class Attention(nn.Module):
 
 
 def _by_example(
-    query: Array, keys: Array, values: Array, places: Places, bias: Array | None, keep: Array | None
+    query: Array, keys: Array, values: Array | None, places: Places, bias: Array | None, keep: Array | None
 ) -> Float[Array, "R Q H A"]:
     """`by_example.attend` over rows as one line."""
-    line = lambda y: y.reshape(-1, *y.shape[2:])
+    line = lambda y: None if y is None else y.reshape(-1, *y.shape[2:])
     left = None if keep is None else line(jnp.swapaxes(keep[:, :, 0], 1, 2))
-    seen = by_example.attend(*map(line, (query, keys, values)), places, None if bias is None else bias[0], left)
+    seen = by_example.attend(line(query), line(keys), line(values), places, None if bias is None else bias[0], left)
     return seen.reshape(query.shape)
 
 

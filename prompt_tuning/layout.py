@@ -67,7 +67,7 @@ class Filled:
 
     widths: tuple[int, ...]  # that examples with their prompts are cut out at, ascending; none is longer than the last
     target: int  # positions of an example's targets together, at most
-    block: int = 256  # positions that are computed or left out together
+    block: int  # positions that are computed or left out together, which divide a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,13 +266,14 @@ def plan(
     holds every batch; without parts, R is one of two: of most of these batches, and of all.
     """
     length, target_length = (_round_up(n, m) for n, m in zip(longest, (16, 4), strict=True))
+    block = _block(batches, multiple) if packing and line else None
     if not packing:
         lengths = [length]
-    elif line and not at_once:
-        lengths, at_once = [_line(batches, length, multiple, line)], 1
+    elif block and line and not at_once:
+        lengths, at_once = [_round_up(max(min(int(1.1 * max(_loads(batches, multiple))), line), length), block)], 1
     else:
-        step, first = (Filled.block, _round_up(length, Filled.block)) if line else (64, length)
-        lengths = sorted({first, *(s for s in range(step, 1025, step) if s >= max(length, 128))})
+        lengths = sorted({length, *(s for s in range(128, 1025, 64) if s >= length)})
+        lengths = sorted({_round_up(length, block or 1) for length in lengths})
     best: tuple[float, Shape] | None = None
     for row_length in lengths:
         shape = Shape(row_length, target_length, (1,), None if packing else 1, multiple, at_once)
@@ -286,18 +287,23 @@ def plan(
             best = cost, dataclasses.replace(shape, rows=tuple(rows))
     assert best is not None
     shape = best[1] if at_once is None else _parted(best[1], batches, longest)
-    if not (packing and line):
+    if block is None:
         return shape
     of_items = np.array([item.length for batch in batches for item in batch])
-    return dataclasses.replace(shape, filled=Filled(_widths(of_items, longest[0]), longest[1]))
+    return dataclasses.replace(shape, filled=Filled(_widths(of_items, longest[0]), longest[1], block))
 
 
-def _line(batches: Sequence[Sequence[Item]], length: int, multiple: int, most: int) -> int:
-    """Positions that hold what each device has of such batches, if they are no more than `most`."""
+def _loads(batches: Sequence[Sequence[Item]], multiple: int) -> list[int]:
+    """Positions that each device has of each batch."""
     whole = Shape(1 << 30, 1 << 30, (1,), multiple=multiple)
-    taken = [sum(batch[i].length for row in rows for i in row)
-             for batch in batches for rows in _rows_of_devices(batch, whole)]  # fmt: skip
-    return _round_up(max(min(int(1.1 * max(taken)), most), length), Filled.block)
+    return [sum(batch[i].length for row in rows for i in row)
+            for batch in batches for rows in _rows_of_devices(batch, whole)]  # fmt: skip
+
+
+def _block(batches: Sequence[Sequence[Item]], multiple: int) -> int:
+    """The size of blocks with which batches like these cost least: large ones are quicker, small ones hold less air."""
+    loads = np.array(_loads(batches, multiple))
+    return min(BLOCKS, key=lambda size: float(np.sum(-(-loads // size) * (size + POSITIONS_PER_BLOCK))))
 
 
 def _widths(lengths: np.ndarray, longest: int) -> tuple[int, ...]:
@@ -348,6 +354,8 @@ def _cost(rows: int, row_length: int, at_once: int | None) -> float:
     return -(-rows // at_once) * (POSITIONS_PER_PART + at_once * one) if at_once else rows * one
 
 
+BLOCKS = range(128, 257, 16)  # sizes to choose from
+POSITIONS_PER_BLOCK = 18.0  # what every block costs beside its positions
 WIDTHS = 4  # more compute less in vain, and compile longer
 USUAL = 0.9  # share of batches, and of rows, that what is planned for them holds
 # Of a T5 small on a CPU:

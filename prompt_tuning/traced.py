@@ -1,7 +1,7 @@
 """A training step as it was traced, kept on disk: the same step need not be traced again by a later start.
 
-On a CPU and in a single process, where it was measured; a step of other code than this project's and the installed packages' is traced
-each time.
+On a CPU and in a single process, where it was measured; a step of other code than this project's and the installed
+packages' is traced each time.
 """
 
 import contextlib

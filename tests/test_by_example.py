@@ -77,8 +77,9 @@ def test_it_sees_and_passes_back_what_masked_rows_do(dropped):
         np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5 * float(jnp.abs(two).max()))
 
 
+@pytest.mark.parametrize("only_keys", [False, True], ids=["values", "keys are seen"])
 @pytest.mark.parametrize("shared", [False, True], ids=["keys of each head", "keys of all heads"])
-def test_a_few_queries_elsewhere_see_and_pass_back_what_masked_rows_do(shared):
+def test_a_few_queries_elsewhere_see_and_pass_back_what_masked_rows_do(shared, only_keys):
     """Targets look at their own example; of the 9 examples that could be, 2 are not there."""
     rng = np.random.default_rng(0)
     held = segments()
@@ -101,6 +102,10 @@ def test_a_few_queries_elsewhere_see_and_pass_back_what_masked_rows_do(shared):
         seen = by_example.attend(query, keys, values, places, None, keep)
         return (seen * change).sum(), seen
 
+    if only_keys:
+        of_values, of_pair = masked, one_by_one
+        masked = lambda query, keys, _: of_values(query, keys, keys)
+        one_by_one = lambda query, keys, _: of_pair(query, keys, None)
     differentiate = lambda f: jax.jit(jax.grad(f, argnums=(0, 1, 2), has_aux=True))(query, keys, values)
     (expected, seen), (found, others) = differentiate(masked), differentiate(one_by_one)
     np.testing.assert_allclose(others, seen, rtol=1e-5, atol=1e-5)

@@ -142,8 +142,8 @@ def test_a_line_is_as_long_as_what_a_device_has_and_no_longer_than_it_may_be():
     taken = sum(item.length for item in items)
     shape = layout.plan([items], (120, 4), line=10_000)
     assert shape.at_once == 1 and taken < shape.row_length <= 1.1 * taken + shape.filled.block
-    assert layout.plan([items], (120, 4), line=512).row_length == 512
-    assert layout.plan([items], (120, 4), line=64).row_length == 256, "the longest example has to fit"
+    assert 512 <= layout.plan([items], (120, 4), line=512).row_length < 512 + 256
+    assert layout.plan([items], (240, 4), line=64).row_length >= 240, "the longest example has to fit"
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -165,11 +165,19 @@ def test_widths_are_those_that_waste_least_and_hold_the_longest():
 
 
 def test_padding_of_a_line_is_that_of_the_blocks_in_which_something_stands():
-    items = [layout.Item(np.full(100, 5, np.int32), [np.array([6, 1], np.int32)], 0, n) for n in range(3)]
+    items = [layout.Item(np.full(100, 5, np.int32), [np.array([6, 1], np.int32)], 0, n) for n in range(5)]
     shape = layout.plan([items], (100, 2), line=2048)
-    assert shape.row_length == 512
-    assert shape.padding(layout.pack(items, shape)) == pytest.approx(1 - 300 / 512)
-    assert shape.padding(layout.pack(items[:2], shape)) == pytest.approx(1 - 200 / 256)
+    block = shape.filled.block
+    assert shape.row_length % block == 0
+    for count in (1, 3, 5):
+        computed = -(-100 * count // block) * block
+        assert shape.padding(layout.pack(items[:count], shape)) == pytest.approx(1 - 100 * count / computed)
+
+
+def test_the_size_of_blocks_is_that_which_fits_the_batches():
+    of = lambda length: [[layout.Item(np.full(length, 5, np.int32), [np.array([6, 1], np.int32)])] for _ in range(3)]
+    block = lambda length: layout.plan(of(length), (length, 2), line=4096).filled.block
+    assert [block(n) for n in (480, 512, 700)] == [240, 256, 240]
 
 
 def test_a_part_that_holds_as_many_examples_as_it_can_leaves_the_next_row_to_another():

@@ -35,7 +35,7 @@ from prompt_tuning.log import Clock, Log, bytes_in_words
 from prompt_tuning.preemption import Interrupted, Stop
 from prompt_tuning.program import Program
 from prompt_tuning.run import Opened, Run, open_run
-from prompt_tuning.step import GIVEN_UP, TrainState, train_step
+from prompt_tuning.step import GIVEN_UP, Model, TrainState, train_step
 from prompt_tuning.tuning import Metrics  # and gin's names of the tunings
 
 
@@ -126,11 +126,11 @@ def _periods(
         yield state, True
     if _out_of_patience(run, start.best, first):
         return
+    model = dataclasses.replace(opened.model, filled=shape.filled)
     pure = functools.partial(
-        train_step, model=dataclasses.replace(opened.model, filled=shape.filled), optimizer=optimizer,
-        dropout_rate=run.dropout_rate, z_loss=run.z_loss,
+        train_step, model=model, optimizer=optimizer, dropout_rate=run.dropout_rate, z_loss=run.z_loss,
     )  # fmt: skip
-    step = Program(pure, _computed(opened), state, lambda line: log.say(line, "dim"))
+    step = Program(pure, _computed(opened, model), state, lambda line: log.say(line, "dim"))
     window: list[tuple[Any, float, float]] = []
     with contextlib.closing(prefetched(lambda n: feed.batch(n, shape), first, run.train_steps)) as batches:
         for n, batch, waited in batches:
@@ -191,13 +191,13 @@ def _settings(opened: Opened) -> dict[str, Any]:
     return settings | {name: {word(function): bound(function)} for name, function in functions.items()}
 
 
-def _computed(opened: Opened) -> dict[str, Any]:
+def _computed(opened: Opened, model: Model) -> dict[str, Any]:
     """Everything that decides what a training step computes, as plain values."""
     run = opened.run
     functions = [
         f"{f.__module__}.{f.__qualname__}" for f in (run.optimizer, run.schedule) if hasattr(f, "__qualname__")
     ]
-    return _settings(opened) | {"model": opened.model, "functions": functions}
+    return _settings(opened) | {"model": model, "functions": functions}
 
 
 def _ledger(opened: Opened, feed: Feed, shape: layout.Shape, state: TrainState, frozen: split.Params) -> dict[str, str]:

@@ -3,6 +3,9 @@
 import contextlib
 import dataclasses
 import functools
+import os
+import subprocess
+import sys
 
 import jax
 import numpy as np
@@ -66,3 +69,29 @@ def test_stacked_layers_stay_where_they_were_shared_out():
     stack = scan.stacked(frozen)["encoder"]["layers"]["mlp"]["wo"]["kernel"]
     assert stack.addressable_shards[0].data.shape == (1, *one.addressable_shards[0].data.shape)
     assert one.addressable_shards[0].data.size < one.size
+
+
+SHARED = """
+import jax, numpy as np
+from prompt_tuning import device
+device.share_cpu()
+mesh = device.make_mesh()
+everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+array = device.put_frozen(np.arange(1 << 16, dtype=np.float32), everywhere)
+addresses = {shard.data.unsafe_buffer_pointer() for shard in array.addressable_shards}
+print(jax.device_count(), len(addresses), device.make_mesh(whole_model=True).size, device.describe())
+assert (np.asarray(array) == np.arange(1 << 16)).all()
+"""
+
+
+@pytest.mark.parametrize(
+    ("flags", "devices", "whole"), [("", 2, 1), ("--xla_force_host_platform_device_count=3", 3, 3)]
+)
+def test_a_cpu_is_two_devices_with_one_copy_of_the_weights_unless_somebody_says_how_many(flags, devices, whole):
+    if (os.cpu_count() or 1) < 2:
+        pytest.skip("a single core")
+    environment = os.environ | {"XLA_FLAGS": flags}
+    done = subprocess.run([sys.executable, "-c", SHARED], capture_output=True, text=True, env=environment, check=True)
+    count, copies, whole_mesh, *described = done.stdout.split()
+    assert (int(count), int(copies), int(whole_mesh)) == (devices, 1, whole)
+    assert ("as 2 devices" in " ".join(described)) == (devices == 2)

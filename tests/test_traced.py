@@ -7,8 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from conftest import TINY
 
 from prompt_tuning import made_from, traced
+from prompt_tuning.layout import Filled
+from prompt_tuning.step import Model
 
 STATE, FROZEN, BATCH = {"w": jnp.arange(3.0)}, {"v": jnp.ones(3)}, jnp.full(3, 2.0)
 
@@ -67,6 +70,12 @@ def test_another_step_is_traced(machine, monkeypatch):
 def test_what_has_no_name_is_never_found_again(machine):
     machine.start(told={"schedule": lambda step: step})
     machine.start(told={"schedule": lambda step: step})
+    assert machine.times == 2
+
+
+def test_a_model_that_cuts_its_examples_elsewhere_is_another_step(machine):
+    for widths in ((16, 32), (24, 32), (16, 32)):
+        machine.start(told={"model": Model(TINY, filled=Filled(widths, 2, 128))})
     assert machine.times == 2
 
 

@@ -175,13 +175,13 @@ def line(mesh: Mesh) -> int | None:
     return LINE if jax.default_backend() == "cpu" and mesh.shape["model"] == 1 else None
 
 
-def describe() -> str:
-    """The devices in words."""
-    devices = jax.devices()
-    if devices[0].platform == "cpu" and len(devices) == _sharing():
-        return f"CPU, {os.cpu_count()} cores, as {len(devices)} devices"
-    kind = devices[0].device_kind if devices[0].platform != "cpu" else f"CPU, {os.cpu_count()} cores"
-    return f"{len(devices)} x {kind}" if len(devices) > 1 else kind
+def describe(mesh: Mesh) -> str:
+    """The devices of a mesh in words."""
+    devices = mesh.devices.ravel()
+    if devices[0].platform != "cpu":
+        kind = devices[0].device_kind
+        return f"{len(devices)} x {kind}" if len(devices) > 1 else kind
+    return f"CPU, {os.cpu_count()} cores" + (f", as {len(devices)} devices" if len(devices) > 1 else "")
 
 
 def peak_memory() -> int | None:

@@ -211,7 +211,7 @@ def _ledger(opened: Opened, feed: Feed, shape: layout.Shape, state: TrainState, 
         "base": f"{base.path} ({base.digest[:12]})" if base.step != 0 else base.path,
         "frozen": f"{split.count(frozen):,} parameters, {bytes_in_words(split.size_in_bytes(frozen))}",
         "trainable": f"{trainable:,} parameters, {bytes_in_words(4 * trainable)} ({share:.4%})",
-        "devices": device.describe(),
+        "devices": device.describe(opened.mesh),
         "examples": feed.described,
         "batch": f"{len(opened.slots)} x {run.batch_size} examples in {batch.rows} rows of"
         f" {shape.row_length} positions, {shape.padding(batch):.0%} padding",

@@ -38,20 +38,19 @@ def each(steps: tuple[Callable, ...], blocks: Blocks, held: Any, marks: Any, *li
     `held` is the same for all blocks (frozen weights); neither it nor `marks` have gradients. Backward keeps what the
     steps made and goes through each of them again: what comes last in a step, a matrix product, is not computed twice.
     """
-    return _through(steps, blocks, held, marks, lines, [])[-1]
+    return _through(steps, blocks, held, marks, lines, every=False)[-1]
 
 
 def _through(
-    steps: Sequence[Callable], blocks: Blocks, held: Any, marks: Any, lines: Sequence[Any], kept: Sequence[Callable]
+    steps: Sequence[Callable], blocks: Blocks, held: Any, marks: Any, lines: Sequence[Any], every: bool
 ) -> list[Any]:
-    """What the `kept` steps made of all blocks, and what the last one did."""
+    """What `every` step, or the last one alone, made of all blocks."""
 
     def made(n: Any) -> list[Any]:
-        values, wanted = list(_cut(blocks, lines, n)), []
+        values = list(_cut(blocks, lines, n))
         for step in steps:
             values.append(step(held, _cut(blocks, marks, n), *values))
-            wanted += [values[-1]] if step in kept or step is steps[-1] else []
-        return wanted
+        return values[len(lines) :] if every else values[-1:]
 
     rows = jax.tree.leaves(lines)[0].shape[:2]
     empty = lambda of_block: jnp.zeros((*rows, *of_block.shape[2:]), of_block.dtype)
@@ -64,7 +63,7 @@ def _forward(steps: tuple[Callable, ...], blocks: Any, held: Any, marks: Any, *l
     if any(leaf.perturbed for leaf in jax.tree.leaves((held, marks))):
         raise TypeError("by_block.each has no gradient of what is held: use it with frozen weights")
     blocks, held, marks, lines = jax.tree.map(lambda leaf: leaf.value, (blocks, held, marks, lines))
-    *made, last = _through(steps, blocks, held, marks, lines, steps[:-1])
+    *made, last = _through(steps, blocks, held, marks, lines, every=True)
     return last, (blocks, held, marks, lines, made)
 
 

@@ -197,7 +197,7 @@ class Attention(nn.Module):
         Few queries are taken through the key matrix and look at `source` itself, and what they saw goes through the
         value matrix: Q H vectors of width D cost less than keys and values of all S positions while Q < A.
         """
-        queries = mask.asking or x.shape[1] if isinstance(mask, Places) else x.shape[1]
+        queries = (isinstance(mask, Places) and mask.asking) or x.shape[1]
         if 2 * queries > self.head_dim:
             return self(x, *self.project(source), mask, keep=keep)
         by_head = lambda dense: dense.kernel.astype(self.dtype).reshape(-1, self.heads, self.head_dim)

@@ -115,7 +115,7 @@ _KINDS = (
 
 
 def _check_sizes(source: Source, expected: T5Config) -> None:
-    ways = ("dtype", "remat", "scan_layers")  # to compute the same
+    ways = ("dtype", "factors", "remat", "scan_layers")  # to compute the same
     names = [field.name for field in dataclasses.fields(T5Config) if field.name not in ways]
     pairs = [(name, getattr(source.config, name), getattr(expected, name)) for name in names]
     wrong = [(name, found, want) for name, found, want in pairs if _plain(found) != _plain(want)]

@@ -13,6 +13,8 @@ from flax import struct
 from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Int
 
+from prompt_tuning import line
+
 
 @struct.dataclass
 class Blocks:
@@ -55,8 +57,7 @@ def _through(
     rows = jax.tree.leaves(lines)[0].shape[:2]
     empty = lambda of_block: jnp.zeros((*rows, *of_block.shape[2:]), of_block.dtype)
     start = jax.tree.map(empty, jax.eval_shape(lambda: made(0)))
-    body = lambda i, written: _put(blocks, written, made(blocks.order[i]), blocks.order[i])
-    return jax.lax.fori_loop(0, blocks.filled, body, start)
+    return _written(blocks, start, made)
 
 
 def _forward(steps: tuple[Callable, ...], blocks: Any, held: Any, marks: Any, *lines: Any) -> tuple[Any, tuple]:
@@ -72,8 +73,7 @@ def _backward(steps: tuple[Callable, ...], kept: tuple, change: Any) -> tuple:
     filled_in = lambda leaf: jnp.zeros(leaf.shape, leaf.dtype) if isinstance(leaf, SymbolicZero) else leaf
     change = jax.tree.map(filled_in, change)
 
-    def body(i: Array, by_lines: Any) -> Any:
-        n = blocks.order[i]
+    def changed(n: Array) -> Any:
         values = [*_cut(blocks, lines, n), *_cut(blocks, made, n)]
         changes = [*jax.tree.map(jnp.zeros_like, values), _cut(blocks, change, n)]
         for number in reversed(range(len(steps))):
@@ -81,30 +81,26 @@ def _backward(steps: tuple[Callable, ...], kept: tuple, change: Any) -> tuple:
             step = functools.partial(steps[number], held, _cut(blocks, marks, n))
             by_seen = jax.vjp(step, *values[:seen])[1](changes[seen])
             changes[:seen] = jax.tree.map(jnp.add, changes[:seen], list(by_seen))
-        return _put(blocks, by_lines, tuple(changes[: len(lines)]), n)
+        return tuple(changes[: len(lines)])
 
-    by_lines = jax.lax.fori_loop(0, blocks.filled, body, jax.tree.map(jnp.zeros_like, lines))
-    return None, None, None, *by_lines
+    return None, None, None, *_written(blocks, jax.tree.map(jnp.zeros_like, lines), changed)
 
 
 each.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _line(rows: Array) -> Array:
+def _written(blocks: Blocks, rows: Any, made: Callable[[Any], Any]) -> Any:
+    """`rows` with what is `made(n)` of each filled block n."""
+    body = lambda i, lines: line.put(lines, jax.tree.map(_one_line, made(blocks.order[i])), blocks.order[i] * blocks.size)
+    lines = jax.lax.fori_loop(0, blocks.filled, body, line.carried(jax.tree.map(_one_line, rows)))
+    return jax.tree.map(lambda written, empty: written.reshape(empty.shape), line.numbers(lines), rows)
+
+
+def _one_line(rows: Array) -> Array:
     return rows.reshape(-1, *rows.shape[2:])
 
 
-def _cut(blocks: Blocks, lines: Any, n: Any) -> Any:
-    """Block n of each line."""
-    return jax.tree.map(
-        lambda rows: jax.lax.dynamic_slice_in_dim(_line(rows), n * blocks.size, blocks.size)[None], lines
-    )
-
-
-def _put(blocks: Blocks, lines: Any, values: Any, n: Any) -> Any:
-    """The lines with their block n."""
-
-    def one(rows: Array, value: Array) -> Array:
-        return jax.lax.dynamic_update_slice_in_dim(_line(rows), value[0], n * blocks.size, 0).reshape(rows.shape)
-
-    return jax.tree.map(one, lines, values)
+def _cut(blocks: Blocks, rows: Any, n: Any) -> Any:
+    """Block n of rows, as one short row."""
+    block = line.cut(jax.tree.map(_one_line, rows), n * blocks.size, blocks.size)
+    return jax.tree.map(lambda positions: positions[None], block)

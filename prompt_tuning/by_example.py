@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from prompt_tuning import line
+
 MASKED = -1e10  # what T5 adds to the logit of a position that must not be seen
 
 
@@ -148,18 +150,18 @@ class _Stretch:
         offset = jnp.arange(width) - (of.starts[i] - self.start)
         self.own = (offset >= 0) & (offset < of.lengths[i])
 
-    def out(self, line: Float[Array, "P ..."]) -> Float[Array, "W ..."]:
-        return jax.lax.dynamic_slice_in_dim(line, self.start, self.width)
+    def out(self, of_all: Float[Array, "P ..."]) -> Float[Array, "W ..."]:
+        return line.cut(of_all, self.start, self.width)
 
     def put(self, lines: Any, new: Any) -> Any:
         """`new` where the example stands, for each of several lines."""
 
-        def one(line: Array, values: Array) -> Array:
-            own = self.own.reshape(-1, *(1,) * (line.ndim - 1))
-            values = jnp.where(own, values.astype(line.dtype), self.out(line))
-            return jax.lax.dynamic_update_slice_in_dim(line, values, self.start, 0)
+        def chosen(of_all: Array, values: Array) -> Array:
+            old = self.out(of_all)
+            own = self.own.reshape(-1, *(1,) * (old.ndim - 1))
+            return jnp.where(own, values.astype(old.dtype), old)
 
-        return jax.tree.map(one, lines, new)
+        return line.put(lines, jax.tree.map(chosen, lines, new), self.start)
 
 
 class _Cut:
@@ -180,9 +182,10 @@ class _Cut:
 
 def _for_each(one: Any, places: Places, query: Array, keys: Array, written: Any) -> Any:
     """`one(cut, written)` for every example, a loop a width."""
+    written = line.carried(written)
     for w, width in enumerate(places.widths):
         body = functools.partial(
             lambda width, i, written: one(_Cut(places, i, width, len(query), len(keys)), written), width
         )
         written = jax.lax.fori_loop(places.bounds[w], places.bounds[w + 1], body, written)
-    return written
+    return line.numbers(written)

@@ -12,6 +12,7 @@ from prompt_tuning import by_example, scan, stack
 from prompt_tuning.by_example import Places
 from prompt_tuning.dropout import Dropout, Keep, drop, of_keys
 from prompt_tuning.layers import Dense, Stream
+from prompt_tuning.product import product
 from prompt_tuning.stack import T5Config
 
 # One dict(keys, values) a layer, each [B L H A] (scanned layers: one dict, each [N B L H A]), and the next position.
@@ -173,7 +174,7 @@ class Decoder(nn.Module):
         """Float32 logits; T5 1.0 uses the embedding table and rescales."""
         if not self.config.logits_via_embedding:
             return self.logits_dense(x)
-        return jnp.dot(x.astype(jnp.float32), table.astype(jnp.float32).T) / jnp.sqrt(jnp.float32(x.shape[-1]))
+        return product(x, table.T, table.dtype, jnp.float32) / jnp.sqrt(jnp.float32(x.shape[-1]))
 
 
 def empty_cache(config: T5Config, batch: int, length: int) -> Cache:

@@ -162,6 +162,16 @@ def frozen_dtype() -> Any:
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
+def types(dtype: Any) -> dict[str, Any]:
+    """The types of a T5Config whose weights are stored, or multiplied, as `dtype`.
+
+    A CPU multiplies what is narrower and computes everything else in float32, an accelerator computes all in `dtype`.
+    """
+    if jax.default_backend() == "cpu" and jnp.dtype(dtype) != jnp.float32:
+        return {"dtype": jnp.float32, "factors": jnp.dtype(dtype)}
+    return {"dtype": jnp.dtype(dtype), "factors": None}
+
+
 def compiler_options() -> dict[str, str] | None:
     """How a training step is compiled: on a CPU, in the order that needs the least memory (a third less, as fast)."""
     return {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"} if jax.default_backend() == "cpu" else None

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 from prompt_tuning import by_example
 from prompt_tuning.by_example import MASKED, Places
 from prompt_tuning.dropout import drop
+from prompt_tuning.product import product
 
 ACTIVATIONS: dict[str, Callable] = {"gelu": nn.gelu, "relu": nn.relu, "silu": nn.silu, "linear": lambda x: x}
 
@@ -42,13 +43,14 @@ class Dense(nn.Module):
     axes: tuple[str, str]
     stddev: float  # of the initial kernel, times sqrt(in)
     dtype: Any
+    factors: Any = None  # what is multiplied; None: the kernel's own type
 
     def setup(self) -> None:
         init = nn.initializers.variance_scaling(self.stddev**2, "fan_in", "normal")
         self.kernel = partitioning.param_with_axes("kernel", init, self.shape, jnp.float32, axes=self.axes, module=self)
 
     def __call__(self, x: Float[Array, "... A"]) -> Float[Array, "... F"]:
-        return jnp.dot(x.astype(self.dtype), self.kernel.astype(self.dtype))
+        return product(x, self.kernel, self.factors or self.kernel.dtype, self.dtype)
 
 
 class RMSNorm(nn.Module):
@@ -115,10 +117,11 @@ def _attend_backward(kept: Any, change: Float[Array, "R G M A"]) -> tuple:
         by_weight, kept_weights = by_weight * keep, weights * keep
     by_logit = jnp.where(mask, weights * (by_weight - by_total), 0.0)
     one = by_logit.astype(query.dtype)
+    added = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
     return (
-        jnp.einsum("rgms,rgsa->rgma", one, keys),
-        jnp.einsum("rgms,rgma->rgsa", one, query),
-        jnp.einsum("rgms,rgma->rgsa", kept_weights.astype(values.dtype), change),
+        added("rgms,rgsa->rgma", one, keys).astype(query.dtype),
+        added("rgms,rgma->rgsa", one, query).astype(keys.dtype),
+        added("rgms,rgma->rgsa", kept_weights.astype(values.dtype), change).astype(values.dtype),
         None,
         None if bias is None else by_logit.sum(axis=0, keepdims=True),
         None,
@@ -135,17 +138,18 @@ class Attention(nn.Module):
     head_dim: int
     features: int
     dtype: Any
+    factors: Any  # of matrix products
 
     def setup(self) -> None:
-        inner = self.heads * self.head_dim
-        project = lambda stddev: Dense((self.features, inner), ("embed", "joined_kv"), stddev, self.dtype)
+        inner, types = self.heads * self.head_dim, (self.dtype, self.factors)
+        project = lambda stddev: Dense((self.features, inner), ("embed", "joined_kv"), stddev, *types)
         self.query = project(1 / math.sqrt(self.head_dim))
         self.key = project(1.0)
         self.value = project(1.0)
-        self.out = Dense((inner, self.features), ("joined_kv", "embed"), 1.0, self.dtype)
+        self.out = Dense((inner, self.features), ("joined_kv", "embed"), 1.0, *types)
 
     def _split(self, x: Float[Array, "R S A"]) -> Float[Array, "R S H A/H"]:
-        x = x.reshape(*x.shape[:-1], self.heads, self.head_dim)
+        x = x.astype(self.factors).reshape(*x.shape[:-1], self.heads, self.head_dim)
         return partitioning.with_sharding_constraint(x, ("batch", "length", "heads", "kv"))
 
     def project(self, x: Float[Array, "R S D"]) -> tuple[Float[Array, "R S H A"], Float[Array, "R S H A"]]:
@@ -166,6 +170,7 @@ class Attention(nn.Module):
         keep: Float[Array, "R H 1 S"] | None = None,
     ) -> Float[Array, "R Q A"]:
         """What is seen at the positions that `mask` admits; given the `Places` of examples, each at its own."""
+        keys, values = keys.astype(query.dtype), values.astype(query.dtype)  # a cache may hold them as another type
         if isinstance(mask, Places):
             seen = _by_example(query, keys, values, mask, bias, keep)
         else:
@@ -201,7 +206,7 @@ class Attention(nn.Module):
         if 2 * queries > self.head_dim:
             return self(x, *self.project(source), mask, keep=keep)
         by_head = lambda dense: dense.kernel.astype(self.dtype).reshape(-1, self.heads, self.head_dim)
-        query = jnp.einsum("rqha,dha->rqhd", self._split(self.query(x)), by_head(self.key))
+        query = jnp.einsum("rqha,dha->rqhd", self._split(self.query(x)).astype(self.dtype), by_head(self.key))
         source = source.astype(self.dtype)
         if isinstance(mask, Places):
             seen = _by_example(query, source, None, mask, None, keep)
@@ -241,23 +246,26 @@ class FeedForward(nn.Module):
     features: int
     activations: tuple[str, ...]
     dtype: Any
+    factors: Any  # of matrix products
 
     def setup(self) -> None:
         one, count = len(self.activations) == 1, len(self.activations)
-        dense = lambda name, inside, out, *axes: Dense((inside, out), axes, 1.0, self.dtype, name=name)
+        dense = lambda name, inside, out, *axes: Dense(
+            (inside, out), axes, 1.0, self.dtype, self.factors, name=name
+        )
         names = ["wi"] if one else [f"wi_{i}" for i in range(count)]
         self.wide = [dense(name, self.features, self.mlp_dim, "embed", "mlp") for name in names]
         self.wo = dense("wo", self.mlp_dim, self.features, "mlp", "embed")
 
     def widen(self, x: Float[Array, "R S D"]) -> list[Float[Array, "R S F"]]:
         """What goes into the activations."""
-        return [wi(x) for wi in self.wide]
+        return [wi(x).astype(self.factors) for wi in self.wide]
 
     def narrow(
         self, hidden: list[Float[Array, "R S F"]], segments: Int[Array, "R S"] | None, keep: Float[Array, "N F"] | None
     ) -> Float[Array, "R S D"]:
         """Activates, drops features, and takes the rest back."""
-        gated = _gated(self.activations, hidden)
+        gated = _gated(self.activations, [h.astype(self.dtype) for h in hidden])
         gated = gated if segments is None else drop(gated, keep, segments)
         return self.wo(partitioning.with_sharding_constraint(gated, ("batch", "length", "mlp")))
 

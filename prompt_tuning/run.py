@@ -30,7 +30,7 @@ class Frozen:
 
     path: str | None = None
     vocabulary_file: str | None = None
-    dtype: Any = None  # of the weights; None: bfloat16 on TPU and GPU, float32 on CPU
+    dtype: Any = None  # of the weights, `device.types`; None: bfloat16 on TPU and GPU, float32 on CPU
     model_parallel: int = 1
 
     def open(self, trained: bool = False, seed: int | None = None) -> tuple[Base, Vocabulary, Mesh]:
@@ -41,11 +41,12 @@ class Frozen:
         """
         mesh = device.make_mesh(self.model_parallel, trained)
         dtype = jnp.dtype(self.dtype) if self.dtype else device.frozen_dtype()
-        expected = dataclasses.replace(T5Config(), dtype=dtype) if configure.is_configured("T5Config") else None
+        types = device.types(dtype)
+        expected = dataclasses.replace(T5Config(), **types) if configure.is_configured("T5Config") else None
         shardings = lambda config: device.frozen_shardings(config, mesh)
         if self.path:
             base = load_base(self.path, expected, jnp.float32 if trained else dtype, shardings)
-            base = dataclasses.replace(base, config=dataclasses.replace(base.config, dtype=dtype))
+            base = dataclasses.replace(base, config=dataclasses.replace(base.config, **types))
         elif seed is not None and expected is not None:
             base = random_base(expected, seed, shardings)
         else:

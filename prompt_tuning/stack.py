@@ -30,6 +30,7 @@ class T5Config:
     logits_via_embedding: bool = False  # T5 1.0 ties the output to the embedding table
     shared_relative_bias: bool = True  # False: a table a layer, as in T5X's scalable_t5 and umT5
     dtype: Any = jnp.float32  # of activations
+    factors: Any = None  # of what matrix products multiply, and add up as `dtype`; None: `dtype`
     remat: bool = False  # backward computes each layer again instead of keeping what it saw
     scan_layers: bool = False  # the parameters are `scan.stacked`, and a stack compiles as one layer
 
@@ -44,11 +45,11 @@ def relative_bias(config: T5Config, bidirectional: bool, inside: bool) -> Relati
 
 
 def attention(config: T5Config) -> Attention:
-    return Attention(config.num_heads, config.head_dim, config.emb_dim, config.dtype)
+    return Attention(config.num_heads, config.head_dim, config.emb_dim, config.dtype, config.factors or config.dtype)
 
 
 def feed_forward(config: T5Config) -> FeedForward:
-    return FeedForward(config.mlp_dim, config.emb_dim, tuple(config.mlp_activations), config.dtype)
+    return FeedForward(config.mlp_dim, config.emb_dim, tuple(config.mlp_activations), config.dtype, config.factors or config.dtype)
 
 
 def through(

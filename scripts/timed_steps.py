@@ -62,7 +62,7 @@ def measure(
     state = device.put_everywhere(state, mesh)
     frozen = random_base(config, 0).params
     frozen = jax.tree.map(
-        lambda leaf: device.put_frozen(np.asarray(leaf.astype(config.dtype)), everywhere(mesh)), frozen
+        lambda leaf: device.put_frozen(np.asarray(leaf.astype(config.factors or config.dtype)), everywhere(mesh)), frozen
     )
     model = Model(config, slots, PROMPT, shape.filled)
     if scan_layers:

@@ -67,3 +67,17 @@ def test_a_gradient_of_the_weights_is_refused_rather_than_zero():
     loss = lambda held: by_block.each(steps(), by_block.find(segments(), 8), held, segments(), x, y).sum()
     with pytest.raises(TypeError, match="frozen weights"):
         jax.grad(loss)(held)
+
+
+def test_what_is_kept_as_bfloat16_is_written_as_it_is():
+    _, x, y = drawn()
+    blocks, computed = by_block.find(segments(), 8), jnp.repeat((segments().reshape(-1, 8) > 0).any(1), 8)
+    computed = computed.reshape(R, S, 1).astype(jnp.float32)
+    halved = lambda held, marks, x, y: (x + y).astype(jnp.bfloat16)
+    doubled = lambda held, marks, x, y, half: 2 * half.astype(jnp.float32)
+    twice = lambda x, y: by_block.each((halved, doubled), blocks, None, segments(), x, y)
+    made, back = jax.vjp(twice, x, y)
+    expected = 2 * (x + y).astype(jnp.bfloat16).astype(jnp.float32) * computed
+    np.testing.assert_array_equal(made, expected)
+    np.testing.assert_array_equal(back(jnp.ones_like(made))[0], 2.0 * jnp.ones_like(x) * computed)
+    assert by_block.each((halved,), blocks, None, segments(), x, y).dtype == jnp.bfloat16

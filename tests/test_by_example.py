@@ -11,7 +11,7 @@ from conftest import TINY, random_bank, random_items, random_params, start_state
 
 from prompt_tuning import by_example, device, layers, layout, optim, scan
 from prompt_tuning.layout import Filled
-from prompt_tuning.step import Model, train_step
+from prompt_tuning.step import Model, slot_losses, train_step
 
 # Rows of 64: one example alone, one up to the very end, short ones, none at all
 ROWS = [[64], [20, 44], [1, 2, 3, 30], []]
@@ -145,3 +145,27 @@ def test_a_step_of_what_is_filled_is_that_of_masked_rows(at_once, devices, scan_
     np.testing.assert_allclose(found[0][0], found[1][0], rtol=1e-5)
     for one, two in zip(*found, strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("targets", [5, 1])
+@pytest.mark.parametrize("filled", [Filled((10, 16, 32), 5, block=16), None], ids=["lines", "rows"])
+def test_products_of_bfloat16_change_a_gradient_as_little_as_their_rounding_does(filled, targets):
+    lengths, bank = [4, 7], random_bank([4, 7])
+    items = [dataclasses.replace(item, targets=[item.targets[0][:targets]]) for item in random_items(9, lengths)]
+    batch = layout.pack(items, layout.Shape(64, 24, (8,)), 7)
+    filled = filled and dataclasses.replace(filled, target=targets)
+
+    def gradient(factors, filled):
+        stored = jax.tree.map(lambda leaf: leaf.astype(factors or jnp.float32), random_params(TINY))
+        model = Model(dataclasses.replace(TINY, factors=factors), 2, 7, filled)
+
+        def loss(bank):
+            params = stored | {"prompt": {"bank": bank}}
+            return slot_losses(params, batch, model=model, z_loss=1e-4)[0].sum()
+
+        return jax.jit(jax.value_and_grad(loss))(jnp.asarray(bank))
+
+    (exact, plain), (near, rounded) = gradient(None, None), gradient(jnp.bfloat16, filled)
+    assert near.dtype == rounded.dtype == jnp.float32
+    np.testing.assert_allclose(near, exact, rtol=1e-2)
+    assert jnp.linalg.norm(rounded - plain) < 0.03 * jnp.linalg.norm(plain)

@@ -91,7 +91,11 @@ each.defvjp(_forward, _backward, symbolic_zeros=True)
 
 def _written(blocks: Blocks, rows: Any, made: Callable[[Any], Any]) -> Any:
     """`rows` with what is `made(n)` of each filled block n."""
-    body = lambda i, lines: line.put(lines, jax.tree.map(_one_line, made(blocks.order[i])), blocks.order[i] * blocks.size)
+
+    def body(i: Array, lines: Any) -> Any:
+        n = blocks.order[i]
+        return line.put(lines, jax.tree.map(_one_line, made(n)), n * blocks.size)
+
     lines = jax.lax.fori_loop(0, blocks.filled, body, line.carried(jax.tree.map(_one_line, rows)))
     return jax.tree.map(lambda written, empty: written.reshape(empty.shape), line.numbers(lines), rows)
 

@@ -162,6 +162,16 @@ def frozen_dtype() -> Any:
     return jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
 
 
+def multiplies_bfloat16() -> bool:
+    """Whether this is a CPU with instructions for matrix products of bfloat16 (AMX)."""
+    if jax.default_backend() != "cpu":
+        return False
+    try:
+        return "amx_bf16" in Path("/proc/cpuinfo").read_text()
+    except OSError:  # not Linux
+        return False
+
+
 def types(dtype: Any) -> dict[str, Any]:
     """The types of a T5Config whose weights are stored, or multiplied, as `dtype`.
 

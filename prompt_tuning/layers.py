@@ -250,9 +250,7 @@ class FeedForward(nn.Module):
 
     def setup(self) -> None:
         one, count = len(self.activations) == 1, len(self.activations)
-        dense = lambda name, inside, out, *axes: Dense(
-            (inside, out), axes, 1.0, self.dtype, self.factors, name=name
-        )
+        dense = lambda name, inside, out, *axes: Dense((inside, out), axes, 1.0, self.dtype, self.factors, name=name)
         names = ["wi"] if one else [f"wi_{i}" for i in range(count)]
         self.wide = [dense(name, self.features, self.mlp_dim, "embed", "mlp") for name in names]
         self.wo = dense("wo", self.mlp_dim, self.features, "mlp", "embed")

@@ -49,7 +49,8 @@ def attention(config: T5Config) -> Attention:
 
 
 def feed_forward(config: T5Config) -> FeedForward:
-    return FeedForward(config.mlp_dim, config.emb_dim, tuple(config.mlp_activations), config.dtype, config.factors or config.dtype)
+    activations = tuple(config.mlp_activations)
+    return FeedForward(config.mlp_dim, config.emb_dim, activations, config.dtype, config.factors or config.dtype)
 
 
 def through(

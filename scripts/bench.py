@@ -8,8 +8,9 @@ Each row is a process of its own, which draws a random T5 1.1 (speed does not de
 times steps of prompt tuning with a prompt of 100 and dropout 0.1. Text is token ids drawn to the lengths of SST-2, RTE
 and BoolQ, the same for every row. Rows follow one another in turns: compare ratios of one run, machines are noisy.
 FLOP/s are those of the tokens and prompts alone, padding not counted; the peak is a matrix product timed in the same
-process. PEFT needs torch, transformers and peft in the interpreter given by --peft. The one given by --t5x has to find
-T5X and the authors' code (docs/from_t5x.md), with the variable T5X_PATH as its PYTHONPATH. What is missing is left out.
+process. With --dtype bfloat16 every row multiplies bfloat16: PEFT's frozen model is cast, T5X computes in that type.
+PEFT needs torch, transformers and peft in the interpreter given by --peft. The one given by --t5x has to find T5X and
+the authors' code (docs/from_t5x.md), with the variable T5X_PATH as its PYTHONPATH. What is missing is left out.
 """
 
 import argparse
@@ -44,6 +45,7 @@ def main() -> None:
     parser.add_argument("--slots", nargs="+", type=int, default=[1], help="prompts trained at once, each on its batch")
     parser.add_argument("--rows_at_once", type=int, help="as ROWS_AT_ONCE")
     parser.add_argument("--scan_layers", action="store_true", help="as SCAN_LAYERS")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="as FROZEN_DTYPE; PEFT's and T5X's type too")
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--peft", metavar="PYTHON", default=sys.executable, help="an interpreter that has PEFT")
     parser.add_argument("--t5x", metavar="PYTHON", default=sys.executable, help="an interpreter that has T5X")
@@ -54,7 +56,7 @@ def main() -> None:
         allocator.keep_freed_memory()
         device.share_cpu()
         one = json.loads(options.one)
-        print(json.dumps(measure(t5_1_1(one.pop("size")), **one)))
+        print(json.dumps(measure(t5_1_1(one.pop("size"), one.pop("dtype")), **one)))
         return
     table = Table("what", "size", "text", "batch", "slots", *COLUMNS.values(), box=None, header_style="bold")
     rows: list[dict[str, Any]] = []
@@ -63,9 +65,9 @@ def main() -> None:
             for batch in options.batches:
                 for slots in options.slots:
                     one = {"size": size, "text": text, "batch": batch, "slots": slots, "steps": options.steps}
-                    settings = {"rows_at_once": options.rows_at_once, "scan_layers": options.scan_layers}
+                    settings = {name: getattr(options, name) for name in ("rows_at_once", "scan_layers", "dtype")}
                     rows.append(_ours(one | settings))
-                one = {"size": size, "text": text, "batch": batch}
+                one = {"size": size, "text": text, "batch": batch, "dtype": options.dtype or "float32"}
                 rows.append(_beside("PEFT", options.peft, one, options.steps))
                 rows.append(_beside(f"PEFT, padded to {PADDED}", options.peft, one, options.steps, PADDED))
                 rows.append(_beside("T5X, the authors'", options.t5x, one, options.steps, PADDED))
@@ -103,6 +105,7 @@ def _beside(what: str, python: str, one: dict[str, Any], steps: int, length: int
     path = {"PYTHONPATH": os.environ["T5X_PATH"]} if "T5X_PATH" in os.environ and what.startswith("T5X") else {}
     drawn = [draw(one["text"], one["batch"], step).tolist() for step in range(steps)]
     job = {"lengths": drawn, "vocab": config.vocab_size, "prompt": PROMPT, "target": TARGET, "length": length}
+    job["dtype"] = one["dtype"]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "job.json"
         file.write_text(json.dumps(job | {"config": sizes}))

@@ -2,8 +2,8 @@
 
     python scripts/bench_peft.py JOB.json        # prints {"seconds": a step, "memory_gib": ..., "compile_s": 0}
 
-A T5 1.1 with random weights, dropout 0.1, a prompt of 100 before the encoder, Adafactor at 0.3 without parameter
-scaling.
+A T5 1.1 with random weights of the job's type, dropout 0.1, a prompt of 100 before the encoder, Adafactor at 0.3
+without parameter scaling.
 """
 
 import json
@@ -30,7 +30,8 @@ def main() -> None:
         task_type="SEQ_2_SEQ_LM", num_virtual_tokens=job["prompt"], num_transformer_submodules=1,
         num_layers=config.num_layers, num_attention_heads=config.num_heads, token_dim=config.d_model,
     )  # fmt: skip
-    model = get_peft_model(T5ForConditionalGeneration(config), settings).train()
+    frozen = T5ForConditionalGeneration(config).to(getattr(torch, job["dtype"]))
+    model = get_peft_model(frozen, settings).train()  # which keeps the prompt in float32
     trained = [p for p in model.parameters() if p.requires_grad]
     optimizer = Adafactor(trained, lr=0.3, relative_step=False, scale_parameter=False, warmup_init=False)
     seconds = []

@@ -48,14 +48,16 @@ MLP_DIM = {d_ff}
 NUM_ENCODER_LAYERS = {num_layers}
 NUM_DECODER_LAYERS = {num_decoder_layers}
 PROMPT_LENGTH = {prompt}
-ACTIVATION_DTYPE = 'float32'
+ACTIVATION_DTYPE = '{dtype}'
 """
 
 
 def authors_model(job: dict) -> models.EncoderDecoderModel:
     for package in (t5x, prompt_tuning):
         gin.add_config_file_search_path(str(Path(next(iter(package.__path__))).parent))
-    bindings = BINDINGS.format(**job["config"], vocab=job["vocab"], prompt=job["prompt"]).splitlines()
+    bindings = BINDINGS.format(
+        **job["config"], vocab=job["vocab"], prompt=job["prompt"], dtype=job["dtype"]
+    ).splitlines()
     gin.parse_config_files_and_bindings(["prompt_tuning/configs/models/t5_1_1_prompt.gin"], bindings)
     return gin.query_parameter("%MODEL").scoped_configurable_fn()
 

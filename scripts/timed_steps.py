@@ -27,11 +27,11 @@ LENGTHS = {"sst2": (2.0, 13.0), "rte": (2.2, 75.0), "boolq": (3.5, 155.0)}  # sh
 LONGEST = 412  # with the prompt, the 512 positions the papers pad to
 
 
-def t5_1_1(size: str) -> T5Config:
-    """small, base, large, xl or xxl, in the type that frozen weights have on this machine."""
+def t5_1_1(size: str, dtype: str | None = None) -> T5Config:
+    """small, base, large, xl or xxl, with frozen weights of `dtype`; None: the type they have on this machine."""
     gin.clear_config()
     gin.parse_config_file(str(configure.gin_folder() / f"models/t5_1_1_{size}.gin"))
-    return T5Config(dtype=device.frozen_dtype())
+    return T5Config(**device.types(dtype or device.frozen_dtype()))
 
 
 def draw(text: str, count: int, seed: int) -> np.ndarray:
@@ -62,7 +62,8 @@ def measure(
     state = device.put_everywhere(state, mesh)
     frozen = random_base(config, 0).params
     frozen = jax.tree.map(
-        lambda leaf: device.put_frozen(np.asarray(leaf.astype(config.factors or config.dtype)), everywhere(mesh)), frozen
+        lambda leaf: device.put_frozen(np.asarray(leaf.astype(config.factors or config.dtype)), everywhere(mesh)),
+        frozen,
     )
     model = Model(config, slots, PROMPT, shape.filled)
     if scan_layers:
@@ -123,7 +124,9 @@ def _items(text: str, batch: int, slots: int, step: int) -> Sequence[Item]:
 def _peak(config: T5Config) -> float:
     """FLOP/s of a large matrix product, now."""
     a, b, c = (4096, 2048, 2048) if jax.default_backend() == "cpu" else (16384, 8192, 8192)
-    left, right, product = jnp.ones((a, b), config.dtype), jnp.ones((b, c), config.dtype), jax.jit(jnp.dot)
+    factors = config.factors or config.dtype
+    left, right = jnp.ones((a, b), factors), jnp.ones((b, c), factors)
+    product = jax.jit(functools.partial(jnp.dot, preferred_element_type=config.dtype))
     product(left, right).block_until_ready()
     started = time.perf_counter()
     product(left, right).block_until_ready()

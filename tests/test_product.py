@@ -27,9 +27,7 @@ def test_factors_are_rounded_and_sums_are_not(rows, stored):
     np.testing.assert_allclose(by_x, rounded(change) @ rounded(kernel).T, rtol=1e-5, atol=1e-5)
     flat = lambda a: rounded(a).reshape(-1, a.shape[-1])
     tolerance = 1e-5 if stored == jnp.float32 else 1e-2
-    np.testing.assert_allclose(
-        by_kernel.astype(jnp.float32), flat(x).T @ flat(change), rtol=tolerance, atol=tolerance
-    )
+    np.testing.assert_allclose(by_kernel.astype(jnp.float32), flat(x).T @ flat(change), rtol=tolerance, atol=tolerance)
 
 
 def test_in_float32_it_is_the_plain_product():

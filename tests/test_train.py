@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from conftest import flags
 
-from prompt_tuning import base, cli, configure, prompt_file, split
+from prompt_tuning import base, cli, configure, device, prompt_file, split
 from prompt_tuning.checkpoint import Checkpointer
 
 
@@ -43,6 +43,26 @@ def test_a_run_leaves_prompts_metrics_configuration_and_small_checkpoints(home, 
     assert (tmp_path / "run" / "curves.png").read_bytes().startswith(b"\x89PNG")
     saved = sum(f.stat().st_size for f in (tmp_path / "run" / "checkpoints" / "6").rglob("*") if f.is_file())
     assert saved < 100_000
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_cpu_that_multiplies_bfloat16_quickly_says_so_until_it_is_asked_to(
+    home, tmp_path, capsys, monkeypatch, quick
+):
+    monkeypatch.setattr(device, "multiplies_bfloat16", lambda: quick)
+    assert run(home, tmp_path / "a", TRAIN_STEPS=1) == 0
+    assert ("quicker  --gin.FROZEN_DTYPE=bfloat16" in capsys.readouterr().out) == quick
+    assert run(home, tmp_path / "b", TRAIN_STEPS=1, FROZEN_DTYPE="bfloat16") == 0
+    assert "quicker" not in capsys.readouterr().out
+
+
+def test_products_of_bfloat16_train_about_the_same_prompt(home, tmp_path):
+    settings = {"TRAIN_STEPS": 20, "EVAL_PERIOD": 20, "LOG_PERIOD": 10, "BATCH_SIZE": 8}
+    for dtype in ("float32", "bfloat16"):
+        assert run(home, tmp_path / dtype, FROZEN_DTYPE=dtype, **settings) == 0
+    exact, near = ([r["loss"]["films"] for r in records(tmp_path / d) if "loss" in r] for d in ("float32", "bfloat16"))
+    assert near != exact
+    np.testing.assert_allclose(near, exact, rtol=0.05)
 
 
 def test_training_lowers_the_loss(home, tmp_path):

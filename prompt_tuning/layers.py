@@ -200,7 +200,8 @@ class Attention(nn.Module):
         """Looks at `source` without a bias, the cheaper way round.
 
         Few queries are taken through the key matrix and look at `source` itself, and what they saw goes through the
-        value matrix: Q H vectors of width D cost less than keys and values of all S positions while Q < A.
+        value matrix: Q H vectors of width D cost less than keys and values of all S positions while Q < A. Multiplies
+        `dtype`: for one of its products XLA on a CPU has no kernel of narrower factors, and fails.
         """
         queries = (isinstance(mask, Places) and mask.asking) or x.shape[1]
         if 2 * queries > self.head_dim:

@@ -34,6 +34,11 @@ class T5Config:
     remat: bool = False  # backward computes each layer again instead of keeping what it saw
     scan_layers: bool = False  # the parameters are `scan.stacked`, and a stack compiles as one layer
 
+    @property
+    def multiplied(self) -> Any:
+        """The type of what matrix products multiply."""
+        return self.factors or self.dtype
+
 
 def norm(config: T5Config) -> RMSNorm:
     return RMSNorm(config.dtype)
@@ -45,12 +50,12 @@ def relative_bias(config: T5Config, bidirectional: bool, inside: bool) -> Relati
 
 
 def attention(config: T5Config) -> Attention:
-    return Attention(config.num_heads, config.head_dim, config.emb_dim, config.dtype, config.factors or config.dtype)
+    return Attention(config.num_heads, config.head_dim, config.emb_dim, config.dtype, config.multiplied)
 
 
 def feed_forward(config: T5Config) -> FeedForward:
     activations = tuple(config.mlp_activations)
-    return FeedForward(config.mlp_dim, config.emb_dim, activations, config.dtype, config.factors or config.dtype)
+    return FeedForward(config.mlp_dim, config.emb_dim, activations, config.dtype, config.multiplied)
 
 
 def through(

@@ -217,7 +217,7 @@ def _ledger(opened: Opened, feed: Feed, shape: layout.Shape, state: TrainState, 
         f" {shape.row_length} positions, {shape.padding(batch):.0%} padding",
         "writes to": str(run.folder),
     }
-    if not whole and base.config.dtype == jnp.float32 and not base.config.factors and device.multiplies_bfloat16():
+    if not whole and not base.config.factors and device.multiplies_bfloat16():
         rows["quicker"] = "--gin.FROZEN_DTYPE=bfloat16, which this CPU multiplies many times as fast"
     if first:
         rows["resumes"] = f"at step {first} of {run.train_steps}"

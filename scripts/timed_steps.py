@@ -62,8 +62,7 @@ def measure(
     state = device.put_everywhere(state, mesh)
     frozen = random_base(config, 0).params
     frozen = jax.tree.map(
-        lambda leaf: device.put_frozen(np.asarray(leaf.astype(config.factors or config.dtype)), everywhere(mesh)),
-        frozen,
+        lambda leaf: device.put_frozen(np.asarray(leaf.astype(config.multiplied)), everywhere(mesh)), frozen
     )
     model = Model(config, slots, PROMPT, shape.filled)
     if scan_layers:
@@ -124,8 +123,7 @@ def _items(text: str, batch: int, slots: int, step: int) -> Sequence[Item]:
 def _peak(config: T5Config) -> float:
     """FLOP/s of a large matrix product, now."""
     a, b, c = (4096, 2048, 2048) if jax.default_backend() == "cpu" else (16384, 8192, 8192)
-    factors = config.factors or config.dtype
-    left, right = jnp.ones((a, b), factors), jnp.ones((b, c), factors)
+    left, right = jnp.ones((a, b), config.multiplied), jnp.ones((b, c), config.multiplied)
     product = jax.jit(functools.partial(jnp.dot, preferred_element_type=config.dtype))
     product(left, right).block_until_ready()
     started = time.perf_counter()

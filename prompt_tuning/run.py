@@ -33,6 +33,10 @@ class Frozen:
     dtype: Any = None  # of the weights, `device.types`; None: bfloat16 on TPU and GPU, float32 on CPU
     model_parallel: int = 1
 
+    def __post_init__(self) -> None:
+        if self.dtype not in (None, "float32", "bfloat16"):
+            raise UserError(f"FROZEN_DTYPE is {self.dtype!r}; it is float32, bfloat16 or None (what suits).")
+
     def open(self, trained: bool = False, seed: int | None = None) -> tuple[Base, Vocabulary, Mesh]:
         """The sharded base, its vocabulary and the mesh.
 

@@ -56,6 +56,13 @@ def test_a_cpu_that_multiplies_bfloat16_quickly_says_so_until_it_is_asked_to(
     assert "quicker" not in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("dtype", ["bfloat61", "int8"])
+def test_a_type_that_weights_cannot_have_is_answered_in_a_line(home, tmp_path, capsys, dtype):
+    assert run(home, tmp_path, FROZEN_DTYPE=dtype) != 0
+    error = capsys.readouterr().err
+    assert f"FROZEN_DTYPE is '{dtype}'; it is float32, bfloat16" in error and "Traceback" not in error
+
+
 def test_products_of_bfloat16_train_about_the_same_prompt(home, tmp_path):
     settings = {"TRAIN_STEPS": 20, "EVAL_PERIOD": 20, "LOG_PERIOD": 10, "BATCH_SIZE": 8}
     for dtype in ("float32", "bfloat16"):

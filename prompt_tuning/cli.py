@@ -24,6 +24,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _main(argv: Sequence[str] | None) -> int:
+    whole_process = argv is None
     argv = list(sys.argv[1:] if argv is None else argv)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
@@ -39,7 +40,8 @@ def _main(argv: Sequence[str] | None) -> int:
 
             raise UserError(f"There is no command {argv[0]!r}.{nearest(argv[0], COMMANDS)} Type prompt-tuning --help.")
         _, run = COMMANDS[argv[0]]
-        allocator.keep_freed_memory()
+        if whole_process:
+            allocator.start_in_huge_pages()
         return run(argv[1:])
     except UserError as error:
         return _complain(str(error))

@@ -26,7 +26,7 @@ PEAK = 4096, 2048, 2048  # of the product that the peak is measured on
 
 
 def main() -> None:
-    allocator.keep_freed_memory()
+    allocator.start_in_huge_pages()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--config", default="models/tiny_base.gin")
     parser.add_argument("--rows", type=int, default=64)

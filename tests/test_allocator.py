@@ -1,27 +1,58 @@
-"""Memory that is given back: kept by the process, or not."""
+"""A process that starts again in huge pages, and memory that is given back."""
 
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 SCRIPT = """
-import re, numpy as np
+import os, re, sys, numpy as np
 from pathlib import Path
 from prompt_tuning import allocator
-resident = lambda: int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
-kept = allocator.keep_freed_memory()
-before = resident()
-np.ones(25_000_000)  # 191 MiB, freed at once
-between = resident()
+print("started", *sys.argv[1:], flush=True)
+allocator.start_in_huge_pages()
+megabytes = lambda name: int(re.search(name + r":\\s+(\\d+)", Path("/proc/self/smaps_rollup").read_text())[1]) // 1024
+ones = np.ones(25_000_000)  # 191 MiB
+small = [bytes(10_000) for _ in range(20_000)]
+print(os.environ["GLIBC_TUNABLES"], megabytes("AnonHugePages"))
+before = megabytes("Rss")
+last = small[-1]  # the end of the heap is in use, all before it is free
+del ones, small
 allocator.give_back_freed_memory()
-print(kept, between - before, resident() - before)
+print(before - megabytes("Rss"))
 """
+LINUX = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator is meant")
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's allocator is meant")
-def test_freed_memory_is_kept_until_it_is_given_back():
-    told = subprocess.run([sys.executable, "-c", SCRIPT], capture_output=True, text=True, check=True).stdout.split()
-    if told[0] == "False":
-        pytest.skip("this C library is not glibc")
-    assert int(told[1]) > 150 and int(told[2]) < 50
+def _told(**environment: str) -> list[list[str]]:
+    there = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"} | environment
+    command = [sys.executable, "-c", SCRIPT, "a word", "--flag=1"]
+    ran = subprocess.run(command, env=there, capture_output=True, text=True, check=True)
+    return [line.split() for line in ran.stdout.splitlines()]
+
+
+@LINUX
+def test_a_process_starts_again_once_in_huge_pages():
+    first, again, (tunables, huge), given_back = _told(GLIBC_TUNABLES="glibc.malloc.check=0")
+    assert first == again == ["started", "a", "word", "--flag=1"]
+    assert tunables == "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
+    assert int(given_back[0]) > 300
+    assert int(given_back[0]) > 300
+    allowed = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if allowed.exists() and "[never]" not in allowed.read_text():
+        assert int(huge) > 100 or not _is_recent_glibc()
+
+
+@LINUX
+def test_what_somebody_chose_stays():
+    started, (tunables, _), _ = _told(GLIBC_TUNABLES="glibc.malloc.hugetlb=0")
+    assert started[0] == "started"
+    assert tunables == "glibc.malloc.hugetlb=0"
+
+
+def _is_recent_glibc() -> bool:
+    """Whether it knows of huge pages (2.35)."""
+    name, _, version = (os.confstr("CS_GNU_LIBC_VERSION") or "").partition(" ")
+    return name == "glibc" and tuple(map(int, version.split("."))) >= (2, 35)

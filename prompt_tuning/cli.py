@@ -40,7 +40,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
             raise UserError(f"There is no command {argv[0]!r}.{nearest(argv[0], COMMANDS)} Type prompt-tuning --help.")
         _, run = COMMANDS[argv[0]]
-        if whole_process:
+        if whole_process:  # and not a caller's, who may not be started again
             allocator.start_in_huge_pages()
         return run(argv[1:])
     except UserError as error:

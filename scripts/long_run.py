@@ -21,10 +21,11 @@ import jax
 import numpy as np
 import torture
 
-from prompt_tuning import cli
+from prompt_tuning import allocator, cli
 
 
 def main() -> int:
+    allocator.start_in_huge_pages()  # as prompt-tuning does
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=20_000)
     parser.add_argument("--folder", type=Path, help="default: a temporary one")

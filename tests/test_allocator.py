@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from prompt_tuning import allocator, cli
+
 SCRIPT = """
 import os, re, sys, numpy as np
 from pathlib import Path
@@ -39,7 +41,6 @@ def test_a_process_starts_again_once_in_huge_pages():
     assert first == again == ["started", "a", "word", "--flag=1"]
     assert tunables == "glibc.malloc.check=0:glibc.malloc.hugetlb=1"
     assert int(given_back[0]) > 300
-    assert int(given_back[0]) > 300
     allowed = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if allowed.exists() and "[never]" not in allowed.read_text():
         assert int(huge) > 100 or not _is_recent_glibc()
@@ -50,6 +51,18 @@ def test_what_somebody_chose_stays():
     started, (tunables, _), _ = _told(GLIBC_TUNABLES="glibc.malloc.hugetlb=0")
     assert started[0] == "started"
     assert tunables == "glibc.malloc.hugetlb=0"
+
+
+def test_a_command_starts_its_own_process_again_and_never_a_callers(capsys, monkeypatch):
+    started = []
+    monkeypatch.setattr(allocator, "start_in_huge_pages", lambda: started.append(True))
+    mistaken = ["infer", "--prompt", "/nowhere/a.safetensors", "a text"]
+    assert cli.main(mistaken) == 2
+    assert not started
+    monkeypatch.setattr(sys, "argv", ["prompt-tuning", *mistaken])
+    assert cli.main() == 2
+    assert started == [True]
+    assert "/nowhere/a.safetensors" in capsys.readouterr().err
 
 
 def _is_recent_glibc() -> bool:

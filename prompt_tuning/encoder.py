@@ -7,9 +7,10 @@ from flax import linen as nn
 from flax.linen import partitioning
 from jaxtyping import Array, Bool, Float, Int
 
-from prompt_tuning import by_block, by_example, stack
+from prompt_tuning import by_block, by_example, by_row, stack
 from prompt_tuning.by_block import Blocks
 from prompt_tuning.by_example import Places
+from prompt_tuning.by_row import Rows
 from prompt_tuning.dropout import Dropout, Keep, drop, of_keys
 from prompt_tuning.layers import Stream
 from prompt_tuning.stack import T5Config
@@ -31,7 +32,7 @@ class EncoderLayer(nn.Module):
         self,
         x: Float[Array, "R S D"],
         stream: Stream,
-        mask: Bool[Array, "R 1 S S"] | Places,
+        mask: Bool[Array, "R 1 S S"] | Places | Rows,
         bias: Float[Array, "1 H W W"] | None,
         blocks: Blocks | None,
         keep: Keep,
@@ -97,9 +98,10 @@ class Encoder(nn.Module):
         self, embedded: Float[Array, "R S D"], stream: Stream, dropout: Dropout | None = None
     ) -> Float[Array, "R S D"]:
         held, blocks = stream.segments, None
-        mask: Array | Places
+        mask: Array | Places | Rows
         if stream.block is None:
-            mask = stack.same_segment(held, held)
+            heads = self.config.num_heads, self.config.head_dim, self.config.multiplied
+            mask = Rows(held) if by_row.fits(held.shape[1], *heads) else stack.same_segment(held, held)
         else:
             mask = by_example.find(by_example.stretches(held, stream.count), stream.widths)
             blocks = by_block.find(held, stream.block)

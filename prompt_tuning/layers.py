@@ -17,8 +17,9 @@ from flax import struct
 from flax.linen import partitioning
 from jaxtyping import Array, Bool, Float, Int
 
-from prompt_tuning import by_example
+from prompt_tuning import by_example, by_row
 from prompt_tuning.by_example import MASKED, Places
+from prompt_tuning.by_row import Rows
 from prompt_tuning.dropout import drop
 from prompt_tuning.product import product
 
@@ -165,14 +166,17 @@ class Attention(nn.Module):
         query: Float[Array, "R Q H A"],
         keys: Float[Array, "R S H A"],
         values: Float[Array, "R S H A"],
-        mask: Bool[Array, "R #H Q S"] | Places,
+        mask: Bool[Array, "R #H Q S"] | Places | Rows,
         bias: Float[Array, "#R H Q S"] | None = None,
         keep: Float[Array, "R H 1 S"] | None = None,
     ) -> Float[Array, "R Q A"]:
-        """What is seen at the positions that `mask` admits; given the `Places` of examples, each at its own."""
+        """What is seen at the positions that `mask` admits; given `Places` or `Rows`, each at its own example's."""
         keys, values = keys.astype(query.dtype), values.astype(query.dtype)  # a cache may hold them as another type
         if isinstance(mask, Places):
             seen = _by_example(query, keys, values, mask, bias, keep)
+        elif isinstance(mask, Rows):
+            assert bias is not None  # only the encoder's positions look so
+            seen = by_row.attend(query, keys, values, mask, bias, keep)
         else:
             heads = (jnp.swapaxes(y, 1, 2) for y in (query, keys, values))
             seen = jnp.swapaxes(attend(*heads, mask, bias, keep), 1, 2)

@@ -10,6 +10,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from prompt_tuning import scan
 from prompt_tuning.by_example import Places
+from prompt_tuning.by_row import Rows
 from prompt_tuning.dropout import Keep, of_layer
 from prompt_tuning.layers import Attention, FeedForward, RelativeBias, RMSNorm
 
@@ -86,6 +87,6 @@ def same_segment(queries: Int[Array, "R Q"], keys: Int[Array, "R S"]) -> Bool[Ar
     return (queries[:, :, None] == keys[:, None, :])[:, None]
 
 
-def looking(mask: Bool[Array, "R 1 S S"] | Places, x: Float[Array, "R S D"]) -> int:
+def looking(mask: Bool[Array, "R 1 S S"] | Places | Rows, x: Float[Array, "R S D"]) -> int:
     """How many positions, at most, look at one another."""
     return mask.widths[-1] if isinstance(mask, Places) else x.shape[1]

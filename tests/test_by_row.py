@@ -1,0 +1,163 @@
+"""Attention row by row, as the kernel for a TPU computes it, is attention over masked rows."""
+
+import dataclasses
+import functools
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from conftest import TINY, random_bank, random_items, random_params, start_state
+from flax import linen as nn
+
+from prompt_tuning import by_row, device, layers, layout, optim, scan
+from prompt_tuning.step import Model, train_step
+
+
+def drawn(rows, length, heads, head_dim):
+    """Query, keys, values, a change, a bias, dropout and the segments of rows; the last of them is padding."""
+    rng = np.random.default_rng([length, heads])
+    query, keys, values, change = (
+        jnp.asarray(rng.normal(size=(rows, length, heads, head_dim)), jnp.float32) for _ in range(4)
+    )
+    bias = jnp.asarray(rng.normal(size=(1, heads, length, length)), jnp.float32)
+    keep = jnp.asarray(rng.random((rows, heads, 1, length)) > 0.3, jnp.float32) / 0.7
+    segments = np.sort(rng.integers(0, 5, (rows, length)), axis=1)[:, ::-1].astype(np.int32)
+    segments[-1] = 0
+    return query, keys, values, change, bias, keep, jnp.asarray(segments)
+
+
+def masked(query, keys, values, segments, bias, keep):
+    mask = (segments[:, :, None] == segments[:, None, :])[:, None]
+    heads = (jnp.swapaxes(y, 1, 2) for y in (query, keys, values))
+    return jnp.swapaxes(layers.attend(*heads, mask, bias, keep), 1, 2)
+
+
+def by_kernel(query, keys, values, segments, bias, keep):
+    return by_row.attend(query, keys, values, by_row.Rows(segments), bias, keep, interpret=True)
+
+
+def seen_and_passed_back(attend, case, dropped=True):
+    query, keys, values, change, bias, keep, segments = case
+
+    def total(query, keys, values, bias):
+        seen = attend(query, keys, values, segments, bias, keep if dropped else None)
+        return (seen * change).sum(), seen
+
+    return jax.jit(jax.grad(total, argnums=(0, 1, 2, 3), has_aux=True))(query, keys, values, bias)
+
+
+def assert_alike(found, expected):
+    for one, two in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5 * float(jnp.abs(two).max()))
+
+
+@pytest.mark.parametrize("dropped", [False, True])
+@pytest.mark.parametrize(
+    ("length", "heads", "head_dim"),
+    [
+        pytest.param(64, 4, 64, id="two heads together"),
+        pytest.param(48, 3, 64, id="an odd number of heads"),
+        pytest.param(40, 2, 8, id="narrow heads"),
+        pytest.param(32, 2, 128, id="wide heads"),
+        pytest.param(600, 2, 64, id="queries in three pieces"),
+    ],
+)
+def test_it_sees_and_passes_back_what_masked_rows_do(length, heads, head_dim, dropped):
+    case = drawn(3, length, heads, head_dim)
+    assert_alike(seen_and_passed_back(by_kernel, case, dropped), seen_and_passed_back(masked, case, dropped))
+
+
+@pytest.mark.parametrize("model_parallel", [1, 2, 8])
+def test_rows_and_heads_are_shared_out_over_devices(model_parallel):
+    case = drawn(8, 32, 8, 16)
+    expected = seen_and_passed_back(masked, case)
+    with device.on(device.make_mesh(model_parallel)):
+        assert_alike(seen_and_passed_back(by_kernel, case), expected)
+
+
+def test_a_frozen_bias_has_no_gradient_computed():
+    query, keys, values, _, bias, keep, segments = drawn(2, 32, 2, 64)
+    total = lambda query, bias: by_kernel(query, keys, values, segments, bias, keep).sum()
+    program = lambda argnums: str(jax.make_jaxpr(jax.grad(total, argnums=argnums))(query, bias))
+    calls = lambda program: [line for line in program.splitlines() if "= pallas_call" in line]
+    results = lambda program: [len(line.partition("=")[0].split()) for line in calls(program)]
+    assert results(program(0)) == [1, 3]
+    assert results(program((0, 1))) == [1, 4]
+
+
+@pytest.mark.parametrize(
+    ("devices", "at_once", "scan_layers", "remat", "shared"),
+    [
+        pytest.param((1, 1), None, False, False, True, id="all rows"),
+        pytest.param((2, 2), None, False, True, True, id="over data and model, remat"),
+        pytest.param((2, 1), 4, False, False, False, id="in parts, a bias a layer"),
+        pytest.param((1, 1), None, True, False, True, id="scanned"),
+    ],
+)
+def test_a_step_by_the_kernel_is_that_of_masked_rows(monkeypatch, devices, at_once, scan_layers, remat, shared):
+    lengths = [4, 7]
+    plain = dataclasses.replace(TINY, shared_relative_bias=shared, remat=remat)
+    optimizer = optim.over_slots(optim.adafactor, lengths, [0.3, 0.1])
+    frozen = scan.stacked(random_params(plain)) if scan_layers else random_params(plain)
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[: np.prod(devices)]).reshape(devices), ("data", "model"))
+    shape = layout.Shape(48, 16, (16,), multiple=mesh.shape["data"], at_once=at_once)
+    batch = layout.pack(random_items(10, lengths), shape, 7)
+    found = []
+    for kernel in (False, True):
+        monkeypatch.setattr(by_row, "fits", lambda *_, kernel=kernel: kernel)
+        if kernel:
+            monkeypatch.setattr(by_row, "attend", functools.partial(by_row.attend, interpret=True))
+        model = Model(dataclasses.replace(plain, scan_layers=scan_layers), 2, 7)
+        state = device.put_everywhere(start_state(random_bank(lengths), optimizer, [0, 1]), mesh)
+        pure = functools.partial(train_step, model=model, optimizer=optimizer)
+        with device.on(mesh):
+            step = jax.jit(pure)
+            assert ("pallas" in str(jax.make_jaxpr(pure)(state, frozen, batch))) == kernel
+            state, metrics = step(state, device.put_everywhere(frozen, mesh), device.put_batch(batch, mesh))
+        found.append((metrics["loss"], metrics["gradient_norm"], state.trainable))
+    assert_alike(found[1], found[0])
+
+
+class Told(NamedTuple):
+    """What JAX tells of the devices of a mesh."""
+
+    device_kind: str
+    platform: str = "tpu"
+    num_cores: int = 1
+
+
+def on(kind, model_parallel=1):
+    """As if what is traced were for such a TPU."""
+    mesh = jax.sharding.AbstractMesh((1, model_parallel), ("data", "model"), abstract_device=Told(kind))
+    return jax.sharding.use_abstract_mesh(mesh)
+
+
+def test_it_is_for_a_tpu_with_room_for_the_row():
+    assert not by_row.fits(512, 12, 64, jnp.bfloat16)
+    with device.on(device.make_mesh()):
+        assert not by_row.fits(512, 12, 64, jnp.bfloat16)
+    with nn.logical_axis_rules(device.RULES):
+        for kind, longest in (("TPU v4", 768), ("TPU v5 lite", 2048), ("TPU v5p", 1024), ("TPU v6 lite", 2048)):
+            with on(kind):
+                assert by_row.fits(longest, 12, 64, jnp.bfloat16), kind
+                assert not by_row.fits(8192, 12, 64, jnp.bfloat16), kind
+        with on("TPU v3"):
+            assert not by_row.fits(128, 12, 64, jnp.bfloat16)
+        with on("TPU v5 lite", model_parallel=8):
+            assert by_row.fits(512, 16, 64, jnp.bfloat16)
+            assert not by_row.fits(512, 12, 64, jnp.bfloat16), "12 heads are not shared out over 8 devices"
+
+
+def test_a_tpu_is_given_the_kernel():
+    query, keys, values, change, bias, keep, segments = drawn(2, 256, 4, 64)
+    narrow = [y.astype(jnp.bfloat16) for y in (query, keys, values, change)]
+
+    def passed_back(query, keys, values, change, bias):
+        attend = lambda *inputs: by_row.attend(*inputs[:3], by_row.Rows(segments), inputs[3], keep)
+        seen, back = jax.vjp(attend, query, keys, values, bias)
+        return seen, back(change)
+
+    exported = jax.export.export(jax.jit(passed_back), platforms=["tpu"])(*narrow, bias)
+    assert exported.mlir_module().count("tpu_custom_call") >= 2

@@ -1,10 +1,9 @@
-"""Attention row by row on a TPU: one kernel holds all pairs of positions of a row on the chip, for a head or two.
+"""Attention row by row as one kernel, which keeps all pairs of positions of a row on the chip.
 
-`layers.attend` as XLA compiles it writes every `[S S]` array to memory and reads it again, which takes longer than
-the products of a layer. Heads stay joined here, `[R S W]` with W = H A, as those products have them.
+`layers.attend` as XLA compiles it for an accelerator writes every `[S S]` array to memory and reads it again, which
+takes longer than the products of a layer. A TPU has the kernel of `row_kernel.py`, a GPU cuDNN's.
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -12,16 +11,10 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 from flax.linen import partitioning
-from jax.custom_derivatives import CustomVJPPrimal, SymbolicZero
-from jax.experimental import pallas as pl
-from jax.experimental.pallas import tpu as pltpu
-from jaxtyping import Array, Float, Int
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
 
-from prompt_tuning.by_example import MASKED
-
-QUERIES = 256  # positions of a row that look at all of it at a time
-LANES = 128  # numbers side by side in a register: narrower heads are computed together
-AXES = ("batch", "length", "heads")  # of what the kernel is given
+from prompt_tuning import backend, row_kernel
 
 
 @struct.dataclass
@@ -32,14 +25,17 @@ class Rows:
 
 
 def fits(length: int, heads: int, head_dim: int, dtype: Any) -> bool:
-    """Whether this is to run on a TPU which has room on the chip for rows of `length`, heads of `dtype`."""
-    mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.abstract_device is None or mesh.abstract_device.platform != "tpu":
+    """Whether the devices that this is traced for have a kernel for rows of `length` and heads of `dtype`."""
+    platform = backend.platform()
+    if platform not in ("tpu", "gpu"):
         return False
-    chip, devices = pltpu.get_tpu_info(), mesh.shape.get(_axes()[2], 1)
-    if chip.generation < 4 or heads % devices:
+    shared_by = jax.sharding.get_abstract_mesh().shape.get(_axes()[1], 1)
+    if heads % shared_by:
         return False
-    return _needed(length, _together(heads // devices, head_dim), head_dim, dtype) <= chip.vmem_capacity_bytes
+    if platform == "tpu":
+        return row_kernel.fits(length, heads // shared_by, head_dim, dtype)
+    cudnn = jnp.dtype(dtype).itemsize == 2 and length % 2 == 0 and head_dim % 8 == 0 and head_dim <= 128
+    return cudnn and backend.compute_capability() >= 8.0
 
 
 def attend(
@@ -49,154 +45,42 @@ def attend(
     rows: Rows,
     bias: Float[Array, "1 H S S"],
     keep: Float[Array, "R H 1 S"] | None,
-    interpret: bool = False,
 ) -> Float[Array, "R S H A"]:
     """What every position sees, on each device for its rows and heads; logits, softmax and sums are float32."""
     if keep is not None:  # dropout is alike for all queries of an example: it may as well drop values
         values = values * jnp.swapaxes(keep, 1, 3)[:, :, 0, :, None].astype(values.dtype)
-    head_dim, joined = query.shape[-1], lambda y: y.reshape(*y.shape[:2], -1)
-    one = functools.partial(_attend, head_dim, interpret)
-    seen = _on_each_device(one)(*map(joined, (query, keys, values)), rows.segments, bias[0])
-    return seen.reshape(query.shape)
+    one = by_cudnn if backend.platform() == "gpu" else by_kernel
+    return _on_each_device(one)(query, keys, values, rows.segments, bias)
+
+
+def by_kernel(
+    query: Array, keys: Array, values: Array, segments: Array, bias: Array, interpret: bool = False
+) -> Float[Array, "R S H A"]:
+    """On a TPU; or anywhere, to `interpret` what it would compute."""
+    joined = (y.reshape(*y.shape[:2], -1) for y in (query, keys, values))
+    return row_kernel.attend(query.shape[-1], interpret, *joined, segments, bias[0]).reshape(query.shape)
+
+
+def by_cudnn(
+    query: Array, keys: Array, values: Array, segments: Array, bias: Array, implementation: Any = "cudnn"
+) -> Float[Array, "R S H A"]:
+    """On a GPU; or anywhere, by another `implementation` of JAX's."""
+    mask: Bool[Array, "R 1 S S"] = (segments[:, :, None] == segments[:, None, :])[:, None]
+    bias = bias.astype(query.dtype)
+    return jax.nn.dot_product_attention(query, keys, values, bias, mask, scale=1.0, implementation=implementation)
 
 
 def _on_each_device(f: Callable[..., Array]) -> Callable[..., Array]:
     """`f` for the rows and heads of each device: XLA cannot share out a kernel by itself."""
-    mesh, (batch, _, heads) = jax.sharding.get_abstract_mesh(), _axes()
-    names = {axis for axis in (batch, heads) if axis in mesh.auto_axes}
+    batch, heads = _axes()
+    names = {axis for axis in (batch, heads) if axis in jax.sharding.get_abstract_mesh().auto_axes}
     if not names:
         return f
-    spec = jax.sharding.PartitionSpec
-    whole = spec(batch, None, heads)
-    ins = whole, whole, whole, spec(batch), spec(heads)
+    whole = PartitionSpec(batch, None, heads)
+    ins = whole, whole, whole, PartitionSpec(batch), PartitionSpec(None, heads)
     return jax.shard_map(f, in_specs=ins, out_specs=whole, axis_names=names, check_vma=False)
 
 
 def _axes() -> tuple[str | None, ...]:
-    """The mesh axes of AXES."""
-    return tuple(partitioning.logical_to_mesh_axes(AXES) or (None,) * 3)
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _attend(head_dim: int, interpret: bool, *inputs: Array) -> Float[Array, "R S W"]:
-    """Of query, keys, values `[R S W]`, segments `[R S]` and bias `[H S S]`."""
-    return _call(_see, head_dim, interpret, inputs, inputs[:1])[0]
-
-
-def _forward(head_dim: int, interpret: bool, *inputs: CustomVJPPrimal) -> tuple[Array, Any]:
-    values = tuple(leaf.value for leaf in inputs)
-    return _attend(head_dim, interpret, *values), (values, inputs[4].perturbed and jnp.zeros(()))
-
-
-def _backward(head_dim: int, interpret: bool, kept: Any, change: Any) -> tuple:
-    values, learned = kept
-    query, keys, shown, _, bias = values
-    if isinstance(change, SymbolicZero):
-        change = jnp.zeros(change.shape, change.dtype)
-    outputs = query, keys, shown, *([bias] if learned is not False else [])
-    by_query, by_keys, by_values, *by_bias = _call(_look_back, head_dim, interpret, (*values, change), outputs)
-    return by_query, by_keys, by_values, None, by_bias[0] if by_bias else None
-
-
-_attend.defvjp(_forward, _backward, symbolic_zeros=True)
-
-
-def _call(kernel: Callable[..., None], head_dim: int, interpret: bool, inputs: tuple, like: tuple) -> list[Array]:
-    """`kernel` for some heads of one row after another, with results shaped as those inputs of it."""
-    query, keys, values, segments, bias, *change = inputs
-    (rows, length), together = segments.shape, _together(len(bias), head_dim)
-    width, needed = together * head_dim, _needed(length, together, head_dim, query.dtype)
-    part = pl.BlockSpec((1, length, width), lambda heads, row: (row, 0, heads))
-    asking = pl.BlockSpec((1, length, 1), lambda heads, row: (row, 0, 0))
-    asked = pl.BlockSpec((1, 1, length), lambda heads, row: (row, 0, 0))
-    of_heads = (together, length, length), lambda heads, row: (heads, 0, 0)
-    once = pl.BlockSpec(*of_heads, pipeline_mode=pl.Buffered(1))  # it changes with the heads only
-    return pl.pallas_call(
-        functools.partial(kernel, head_dim),
-        grid=(len(bias) // together, rows),
-        in_specs=[part, part, part, asking, asked, once, *[part] * len(change)],
-        out_specs=[once if one is bias else part for one in like],
-        out_shape=[jax.ShapeDtypeStruct(one.shape, one.dtype) for one in like],
-        interpret=interpret,
-        compiler_params=pltpu.CompilerParams(
-            dimension_semantics=("parallel", "arbitrary"), vmem_limit_bytes=2 * needed
-        ),
-    )(query, keys, values, segments[:, :, None], segments[:, None, :], bias, *change)
-
-
-def _together(heads: int, head_dim: int) -> int:
-    """How many heads fill the lanes; all, if they cannot be divided so."""
-    few = LANES // head_dim if LANES % head_dim == 0 else 1
-    return few if heads % few == 0 and few * head_dim % LANES == 0 else heads
-
-
-def _needed(length: int, heads: int, head_dim: int, dtype: Any) -> int:
-    """Bytes on the chip: the bias and its gradient, eight parts of a row twice, and a few `[QUERIES S]`."""
-    parts = 16 * max(heads * head_dim, LANES) * jnp.dtype(dtype).itemsize
-    return length * (8 * heads * length + parts + 16 * QUERIES)
-
-
-def _see(head_dim: int, query: Any, keys: Any, values: Any, asking: Any, asked: Any, bias: Any, seen: Any) -> None:
-    """The kernel of forward: what the row's positions see, head by head."""
-    for head, queries in _pieces(query, head_dim):
-        weights, total = _softmax(head, queries, head_dim, query, keys, asking, asked, bias)
-        own = _own(head, head_dim)
-        found = _product(weights.astype(values.dtype), values[0, :, own], 1, 0) / total
-        seen[0, queries, own] = found.astype(seen.dtype)
-
-
-def _look_back(
-    head_dim: int, query: Any, keys: Any, values: Any, asking: Any, asked: Any, bias: Any, change: Any,
-    by_query: Any, by_keys: Any, by_values: Any, by_bias: Any = None,
-) -> None:  # fmt: skip
-    """The kernel of backward, which computes the softmax again; the bias' gradient adds up over rows."""
-    if by_bias is not None:
-
-        @pl.when(pl.program_id(1) == 0)
-        def _() -> None:
-            by_bias[...] = jnp.zeros_like(by_bias)
-
-    sums: dict[int, Any] = {}
-    for head, queries in _pieces(query, head_dim):
-        own = _own(head, head_dim)
-        weights, total = _softmax(head, queries, head_dim, query, keys, asking, asked, bias)
-        weights = weights / total
-        one, asked_for = change[0, queries, own], query[0, queries, own]
-        by_weight = _product(one, values[0, :, own], 1, 1)
-        by_logit = weights * (by_weight - (weights * by_weight).sum(1, keepdims=True))
-        if by_bias is not None:
-            by_bias[head, queries, :] += by_logit
-        by_logit = by_logit.astype(query.dtype)
-        by_query[0, queries, own] = _product(by_logit, keys[0, :, own], 1, 0).astype(by_query.dtype)
-        added = _product(by_logit, asked_for, 0, 0), _product(weights.astype(one.dtype), one, 0, 0)
-        sums[head] = jax.tree.map(jnp.add, sums[head], added) if head in sums else added
-    for head, (of_keys, of_values) in sums.items():
-        by_keys[0, :, _own(head, head_dim)] = of_keys.astype(by_keys.dtype)
-        by_values[0, :, _own(head, head_dim)] = of_values.astype(by_values.dtype)
-
-
-def _pieces(query: Any, head_dim: int) -> list[tuple[int, Any]]:
-    """The heads of a part, and of each head the queries that look at a time."""
-    _, length, width = query.shape
-    return [(head, pl.ds(start, min(QUERIES, length - start)))
-            for head in range(width // head_dim) for start in range(0, length, QUERIES)]  # fmt: skip
-
-
-def _own(head: int, head_dim: int) -> Any:
-    return pl.ds(head * head_dim, head_dim)
-
-
-def _softmax(
-    head: int, queries: Any, head_dim: int, query: Any, keys: Any, asking: Any, asked: Any, bias: Any
-) -> tuple[Float[Array, "Q S"], Float[Array, "Q 1"]]:
-    """Weights, and what they have to be divided by."""
-    own = _own(head, head_dim)
-    logits = _product(query[0, queries, own], keys[0, :, own], 1, 1) + bias[head, queries, :]
-    logits = jnp.where(asking[0, queries, :] == asked[0], logits, MASKED)
-    weights = jnp.exp(logits - logits.max(1, keepdims=True))
-    return weights, weights.sum(1, keepdims=True)
-
-
-def _product(left: Array, right: Array, of_left: int, of_right: int) -> Array:
-    """Summed over one axis of each, in float32."""
-    return jax.lax.dot_general(left, right, (((of_left,), (of_right,)), ((), ())), preferred_element_type=jnp.float32)
+    """The mesh axes of rows and heads."""
+    return tuple(partitioning.logical_to_mesh_axes(("batch", "heads")) or (None, None))

@@ -9,6 +9,8 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from prompt_tuning import backend
+
 Keep = Mapping[str, Float[Array, "N ..."]]  # what dropout leaves of each example at a place; nothing without dropout
 
 
@@ -46,7 +48,7 @@ def drop(
 @jax.checkpoint  # backward spreads them again rather than keep a multiplier for every position
 def _drop(x: Float[Array, "R S F"], keep: Float[Array, "N F"], segments: Int[Array, "R S"]) -> Float[Array, "R S F"]:
     few = 4 * len(keep) <= x.shape[-1]  # a product that picks rows is faster than a gather while there are few
-    if few:
+    if few and backend.platform() != "gpu":  # where XLA makes one product of those of all layers, and keeps it
         return x * jnp.dot(jax.nn.one_hot(segments - 1, len(keep), dtype=x.dtype), keep, precision="highest")
     return x * keep.at[segments - 1].get(mode="clip")
 

@@ -35,7 +35,12 @@ def masked(query, keys, values, segments, bias, keep):
 
 
 def by_kernel(query, keys, values, segments, bias, keep):
-    return by_row.attend(query, keys, values, by_row.Rows(segments), bias, keep, interpret=True)
+    return by_row.attend(query, keys, values, by_row.Rows(segments), bias, keep)
+
+
+@pytest.fixture
+def interpreted(monkeypatch):
+    monkeypatch.setattr(by_row, "by_kernel", functools.partial(by_row.by_kernel, interpret=True))
 
 
 def seen_and_passed_back(attend, case, dropped=True):
@@ -64,13 +69,20 @@ def assert_alike(found, expected):
         pytest.param(600, 2, 64, id="queries in three pieces"),
     ],
 )
-def test_it_sees_and_passes_back_what_masked_rows_do(length, heads, head_dim, dropped):
+def test_it_sees_and_passes_back_what_masked_rows_do(interpreted, length, heads, head_dim, dropped):
     case = drawn(3, length, heads, head_dim)
     assert_alike(seen_and_passed_back(by_kernel, case, dropped), seen_and_passed_back(masked, case, dropped))
 
 
+def test_what_a_gpu_is_asked_for_is_what_masked_rows_see(monkeypatch):
+    """cuDNN itself needs one: here JAX's own implementation of the same function answers."""
+    monkeypatch.setattr(by_row, "by_kernel", functools.partial(by_row.by_cudnn, implementation="xla"))
+    case = drawn(3, 48, 4, 16)
+    assert_alike(seen_and_passed_back(by_kernel, case), seen_and_passed_back(masked, case))
+
+
 @pytest.mark.parametrize("model_parallel", [1, 2, 8])
-def test_rows_and_heads_are_shared_out_over_devices(model_parallel):
+def test_rows_and_heads_are_shared_out_over_devices(interpreted, model_parallel):
     case = drawn(8, 32, 8, 16)
     expected = seen_and_passed_back(masked, case)
     with device.on(device.make_mesh(model_parallel)):
@@ -108,7 +120,7 @@ def test_a_step_by_the_kernel_is_that_of_masked_rows(monkeypatch, devices, at_on
     for kernel in (False, True):
         monkeypatch.setattr(by_row, "fits", lambda *_, kernel=kernel: kernel)
         if kernel:
-            monkeypatch.setattr(by_row, "attend", functools.partial(by_row.attend, interpret=True))
+            monkeypatch.setattr(by_row, "by_kernel", functools.partial(by_row.by_kernel, interpret=True))
         model = Model(dataclasses.replace(plain, scan_layers=scan_layers), 2, 7)
         state = device.put_everywhere(start_state(random_bank(lengths), optimizer, [0, 1]), mesh)
         pure = functools.partial(train_step, model=model, optimizer=optimizer)
@@ -124,13 +136,14 @@ class Told(NamedTuple):
     """What JAX tells of the devices of a mesh."""
 
     device_kind: str
-    platform: str = "tpu"
+    platform: str
     num_cores: int = 1
 
 
 def on(kind, model_parallel=1):
-    """As if what is traced were for such a TPU."""
-    mesh = jax.sharding.AbstractMesh((1, model_parallel), ("data", "model"), abstract_device=Told(kind))
+    """As if what is traced were for such devices."""
+    told = Told(kind, "tpu" if "TPU" in kind else "gpu")
+    mesh = jax.sharding.AbstractMesh((1, model_parallel), ("data", "model"), abstract_device=told)
     return jax.sharding.use_abstract_mesh(mesh)
 
 
@@ -148,6 +161,15 @@ def test_it_is_for_a_tpu_with_room_for_the_row():
         with on("TPU v5 lite", model_parallel=8):
             assert by_row.fits(512, 16, 64, jnp.bfloat16)
             assert not by_row.fits(512, 12, 64, jnp.bfloat16), "12 heads are not shared out over 8 devices"
+
+
+def test_it_is_for_an_nvidia_gpu_and_narrow_numbers():
+    with nn.logical_axis_rules(device.RULES), on("NVIDIA H100 80GB HBM3"):
+        assert by_row.fits(512, 12, 64, jnp.bfloat16)
+        assert not by_row.fits(512, 12, 64, jnp.float32)
+        assert not by_row.fits(512, 2, 256, jnp.bfloat16)
+    with nn.logical_axis_rules(device.RULES), on("AMD Instinct MI300X"):
+        assert not by_row.fits(512, 12, 64, jnp.bfloat16)
 
 
 def test_a_tpu_is_given_the_kernel():

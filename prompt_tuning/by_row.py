@@ -47,24 +47,24 @@ def attend(
     keep: Float[Array, "R H 1 S"] | None,
 ) -> Float[Array, "R S H A"]:
     """What every position sees, on each device for its rows and heads; logits, softmax and sums are float32."""
-    if keep is not None:  # dropout is alike for all queries of an example: it may as well drop values
-        values = values * jnp.swapaxes(keep, 1, 3)[:, :, 0, :, None].astype(values.dtype)
     one = by_cudnn if backend.platform() == "gpu" else by_kernel
-    return _on_each_device(one)(query, keys, values, rows.segments, bias)
+    return _on_each_device(one)(query, keys, values, rows.segments, bias, keep)
 
 
 def by_kernel(
-    query: Array, keys: Array, values: Array, segments: Array, bias: Array, interpret: bool = False
+    query: Array, keys: Array, values: Array, segments: Array, bias: Array, keep: Any, interpret: bool = False
 ) -> Float[Array, "R S H A"]:
     """On a TPU; or anywhere, to `interpret` what it would compute."""
     joined = (y.reshape(*y.shape[:2], -1) for y in (query, keys, values))
-    return row_kernel.attend(query.shape[-1], interpret, *joined, segments, bias[0]).reshape(query.shape)
+    return row_kernel.attend(query.shape[-1], interpret, *joined, segments, bias[0], keep).reshape(query.shape)
 
 
 def by_cudnn(
-    query: Array, keys: Array, values: Array, segments: Array, bias: Array, implementation: Any = "cudnn"
+    query: Array, keys: Array, values: Array, segments: Array, bias: Array, keep: Any, implementation: Any = "cudnn"
 ) -> Float[Array, "R S H A"]:
     """On a GPU; or anywhere, by another `implementation` of JAX's."""
+    if keep is not None:  # dropout is alike for all queries of an example: it may as well drop values
+        values = values * jnp.swapaxes(keep, 1, 3)[:, :, 0, :, None].astype(values.dtype)
     mask: Bool[Array, "R 1 S S"] = (segments[:, :, None] == segments[:, None, :])[:, None]
     bias = bias.astype(query.dtype)
     return jax.nn.dot_product_attention(query, keys, values, bias, mask, scale=1.0, implementation=implementation)
@@ -77,7 +77,7 @@ def _on_each_device(f: Callable[..., Array]) -> Callable[..., Array]:
     if not names:
         return f
     whole = PartitionSpec(batch, None, heads)
-    ins = whole, whole, whole, PartitionSpec(batch), PartitionSpec(None, heads)
+    ins = whole, whole, whole, PartitionSpec(batch), PartitionSpec(None, heads), PartitionSpec(batch, heads)
     return jax.shard_map(f, in_specs=ins, out_specs=whole, axis_names=names, check_vma=False)
 
 

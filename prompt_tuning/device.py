@@ -192,7 +192,7 @@ def line(mesh: Mesh) -> int | None:
 
     None: rows are computed whole, as suits an accelerator and a model that is spread over devices.
     """
-    return LINE if jax.default_backend() == "cpu" and mesh.shape["model"] == 1 else None
+    return LINE if mesh.devices.flat[0].platform == "cpu" and mesh.shape["model"] == 1 else None
 
 
 def describe(mesh: Mesh) -> str:

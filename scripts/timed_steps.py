@@ -51,14 +51,10 @@ def measure(
     scan_layers: bool = False,
 ) -> dict[str, float]:
     """Mean over `steps` steps, after a first one, of `slots` prompts that are each trained on `batch` examples."""
-    groups = [_items(text, batch, slots, step) for step in range(steps + 1)]
-    longest = max(item.length for group in groups for item in group), TARGET
     mesh = device.make_mesh()
-    line = device.line(mesh)
-    shape = layout.plan(groups, longest, multiple=mesh.shape["data"], at_once=rows_at_once, line=line)
-    shape = shape if shape.at_once else dataclasses.replace(shape, rows=shape.rows[-1:])
+    groups, shape = laid_out(mesh, text, batch, slots, steps, rows_at_once)
     batches = [layout.pack(group, shape, PROMPT) for group in groups]
-    state, optimizer = _start(config, slots)
+    state, optimizer = start(config, slots)
     state = device.put_everywhere(state, mesh)
     frozen = random_base(config, 0).params
     frozen = jax.tree.map(
@@ -84,7 +80,7 @@ def measure(
             seconds.append(time.perf_counter() - started)
             with jax.set_mesh(alone):
                 peaks.append(_peak(config))
-    work = [sum(2 * cost.forward_flops(config, i.length, i.target_length) for i in group) for group in groups[1:]]
+    work = [useful_flops(config, group) for group in groups[1:]]
     tokens = [sum(len(i.inputs) for i in group) for group in groups[1:]]
     second, peak = statistics.fmean(seconds), statistics.median(peaks)
     return {
@@ -97,11 +93,28 @@ def measure(
     }  # fmt: skip
 
 
+def laid_out(
+    mesh: jax.sharding.Mesh, text: str, batch: int, slots: int, steps: int, rows_at_once: int | None
+) -> tuple[list[Sequence[Item]], layout.Shape]:
+    """Batches for a first step and `steps` more, and the shape that holds each of them."""
+    groups = [_items(text, batch, slots, step) for step in range(steps + 1)]
+    longest = max(item.length for group in groups for item in group), TARGET
+    devices, line = mesh.shape["data"], device.line(mesh)
+    shape = layout.plan(groups, longest, multiple=devices, at_once=rows_at_once, line=line)
+    return groups, shape if shape.at_once else dataclasses.replace(shape, rows=shape.rows[-1:])
+
+
+def useful_flops(config: T5Config, group: Sequence[Item]) -> float:
+    """Of a step of prompt tuning: forward, and the gradient of what the weights see."""
+    return sum(2 * cost.forward_flops(config, item.length, item.target_length) for item in group)
+
+
 def everywhere(mesh: jax.sharding.Mesh) -> jax.sharding.Sharding:
     return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 
 
-def _start(config: T5Config, slots: int) -> tuple[TrainState, optim.Optimizer]:
+def start(config: T5Config, slots: int) -> tuple[TrainState, optim.Optimizer]:
+    """A random bank before its first step, and the optimizer."""
     drawn = np.random.default_rng(0).normal(size=(slots, PROMPT, config.emb_dim))
     bank = {"prompt": {"bank": jnp.asarray(drawn, jnp.float32)}}
     optimizer = optim.over_slots(optim.adafactor, [PROMPT] * slots, [0.3] * slots)

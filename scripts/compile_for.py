@@ -94,9 +94,10 @@ def alone(what: str, given: dict[str, Any], flags: str = "") -> Any:
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     if done.returncode == 0:
         return json.loads(done.stdout.splitlines()[-1])
-    too_much = re.search(r"Used (\S+) of (\S+) hbm", done.stderr)
+    too_much = re.search(r"Used (\S+) of (\S+) hbm|\((\S+)\) exceeds available HBM \((\S+)\)", done.stderr)
     if too_much:
-        return f"does not fit: {too_much[1]} of {too_much[2]}"
+        needs, room = (found for found in too_much.groups() if found)
+        return f"does not fit: it needs {needs}, and {room} are there (--remat and --rows_at_once need less)"
     errors = [line for line in done.stderr.splitlines() if re.match(r"\S+(Error|Exception)\b", line)]
     return (errors or ["it failed"])[-1][:200]
 

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
-from prompt_tuning import device, layout
+from prompt_tuning import device, layout, planning
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import Mixture, Task
 from prompt_tuning.layout import Batch, Item
@@ -47,7 +47,7 @@ class Feed(abc.ABC):
         sample = [self.items(step) for step in range(SAMPLED)]
         line = None if self.run.tuning.whole_model else device.line(self.opened.mesh)
         devices = self.opened.mesh.shape["data"]
-        return layout.plan(sample, self.longest, self.run.packing, devices, self.run.rows_at_once, line)
+        return planning.plan(sample, self.longest, self.run.packing, devices, self.run.rows_at_once, line)
 
     def batch(self, step: int, shape: layout.Shape) -> Batch:
         """The packed batch of one step."""

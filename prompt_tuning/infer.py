@@ -10,7 +10,7 @@ import gin
 import jax
 import numpy as np
 
-from prompt_tuning import decode, device, layout, split
+from prompt_tuning import decode, device, layout, planning, split
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import Examples
 from prompt_tuning.slots import Slot
@@ -77,7 +77,7 @@ class Answerer:
             pack = lambda group: self._packed(group, self.shape)
         else:
             longest = max(item.length for item in items), max(max(item.target_length for item in items), 1)
-            planned = layout.plan(groups, longest, self.packing, self.mesh.shape["data"])
+            planned = planning.plan(groups, longest, self.packing, self.mesh.shape["data"])
             planned = dataclasses.replace(planned, rows=planned.rows[-1:])
             pack = lambda group: layout.pack(group, planned, self.model.length, min(self.batch_size, len(items)))
         for group in self.progress(groups, len(groups)):

@@ -44,7 +44,7 @@ def write(folder: Path, examples: int, seed: int = 0) -> None:
 
 def throughput(vocabulary: str, examples: int = 20000, batch: int = 32, prompt_length: int = 100) -> dict[str, dict]:
     """Examples/s of loading (read, format, tokenise) and of layout (packing), and of both together, by set."""
-    from prompt_tuning import layout
+    from prompt_tuning import layout, planning
     from prompt_tuning.data import open_mixture
     from prompt_tuning.vocabulary import Vocabulary
 
@@ -64,7 +64,7 @@ def throughput(vocabulary: str, examples: int = 20000, batch: int = 32, prompt_l
             ]
             batches = [items[i : i + batch] for i in range(0, len(items) - batch + 1, batch)]
             longest = max(i.length for i in items), max(i.target_length for i in items)
-            shape = layout.plan(batches[:16], longest)
+            shape = planning.plan(batches[:16], longest)
             start = time.perf_counter()
             for group in batches:
                 layout.pack(group, shape, prompt_length)

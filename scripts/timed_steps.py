@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import allocator, configure, cost, device, layout, optim, scan
+from prompt_tuning import allocator, configure, cost, device, layout, optim, planning, scan
 from prompt_tuning.base import random_base
 from prompt_tuning.layout import Item
 from prompt_tuning.program import needed
@@ -100,7 +100,7 @@ def laid_out(
     groups = [_items(text, batch, slots, step) for step in range(steps + 1)]
     longest = max(item.length for group in groups for item in group), TARGET
     devices, line = mesh.shape["data"], device.line(mesh)
-    shape = layout.plan(groups, longest, multiple=devices, at_once=rows_at_once, line=line)
+    shape = planning.plan(groups, longest, multiple=devices, at_once=rows_at_once, line=line)
     return groups, shape if shape.at_once else dataclasses.replace(shape, rows=shape.rows[-1:])
 
 

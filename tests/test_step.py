@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import TINY, one_a_row, random_bank, random_items, random_params, start_state
 
-from prompt_tuning import layout, optim, scan, split
+from prompt_tuning import layout, optim, planning, scan, split
 from prompt_tuning.step import Model, dropout_of, score_targets, slot_losses, train_step
 
 
@@ -116,7 +116,7 @@ def test_taking_a_few_rows_at_once_changes_only_the_memory(dropout_rate):
 
 def test_parts_hold_their_own_examples_and_empty_ones_come_last():
     items = [layout.Item(np.full(8, 5, np.int32), [np.array([6, 1], np.int32)], 0, n) for n in range(10)]
-    shape = layout.plan([items], (8, 2), packing=False, at_once=4)
+    shape = planning.plan([items], (8, 2), packing=False, at_once=4)
     assert (shape.at_once, shape.rows, shape.part_examples) == (4, (12,), 8)
     batch = layout.pack(items, shape)
     assert batch.in_parts and batch.rows == 12
@@ -127,7 +127,7 @@ def test_parts_hold_their_own_examples_and_empty_ones_come_last():
 
 def test_every_device_has_about_the_same_work_and_as_many_parts():
     items = random_items(12, [4, 7])
-    shape = layout.plan([items], (27, 4), multiple=3, line=64)
+    shape = planning.plan([items], (27, 4), multiple=3, line=64)
     batch = layout.pack(items, shape)
     held = (batch.encoder_segments > 0).reshape(3, -1).sum(1)
     assert held.sum() == sum(item.length for item in items)
@@ -140,10 +140,10 @@ def test_every_device_has_about_the_same_work_and_as_many_parts():
 def test_a_line_is_as_long_as_what_a_device_has_and_no_longer_than_it_may_be():
     items = random_items(40, [100])
     taken = sum(item.length for item in items)
-    shape = layout.plan([items], (120, 4), line=10_000)
+    shape = planning.plan([items], (120, 4), line=10_000)
     assert shape.at_once == 1 and taken < shape.row_length <= 1.1 * taken + shape.filled.block
-    assert 512 <= layout.plan([items], (120, 4), line=512).row_length < 512 + 256
-    assert layout.plan([items], (240, 4), line=64).row_length >= 240, "the longest example has to fit"
+    assert 512 <= planning.plan([items], (120, 4), line=512).row_length < 512 + 256
+    assert planning.plan([items], (240, 4), line=64).row_length >= 240, "the longest example has to fit"
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -152,13 +152,13 @@ def test_batches_that_no_plan_foresaw_have_its_shape(seed, devices):
     rng = np.random.default_rng(seed)
     item = lambda length: layout.Item(np.full(length, 5, np.int32), [np.array([6, 1], np.int32)], 0, 0, 20)
     batch = lambda most: [item(n) for n in rng.integers(1, most, 24)]
-    shape = layout.plan([batch(60) for _ in range(4)], (300, 3), multiple=devices, line=512)
+    shape = planning.plan([batch(60) for _ in range(4)], (300, 3), multiple=devices, line=512)
     assert len({layout.pack(batch(most), shape).encoder_tokens.shape for most in (2, 60, 280)}) == 1
 
 
 def test_widths_are_those_that_waste_least_and_hold_the_longest():
     item = lambda n: layout.Item(np.full(n, 5, np.int32), [np.array([6, 1], np.int32)], 0, 0)
-    plan = lambda lengths, longest: layout.plan([[item(n) for n in lengths]], (longest, 2), line=512).filled.widths
+    plan = lambda lengths, longest: planning.plan([[item(n) for n in lengths]], (longest, 2), line=512).filled.widths
     assert plan([30, 31, 100, 101], 300) == (32, 112, 304)
     assert plan([30, 31, 32], 32) == (32,)
     assert plan([*[20] * 50, *[60] * 50, *[100] * 50, *[140] * 50, 180], 190) == (64, 112, 144, 192)
@@ -166,7 +166,7 @@ def test_widths_are_those_that_waste_least_and_hold_the_longest():
 
 def test_padding_of_a_line_is_that_of_the_blocks_in_which_something_stands():
     items = [layout.Item(np.full(100, 5, np.int32), [np.array([6, 1], np.int32)], 0, n) for n in range(5)]
-    shape = layout.plan([items], (100, 2), line=2048)
+    shape = planning.plan([items], (100, 2), line=2048)
     block = shape.filled.block
     assert shape.row_length % block == 0
     for count in (1, 3, 5):
@@ -176,7 +176,7 @@ def test_padding_of_a_line_is_that_of_the_blocks_in_which_something_stands():
 
 def test_the_size_of_blocks_is_that_which_fits_the_batches():
     of = lambda length: [[layout.Item(np.full(length, 5, np.int32), [np.array([6, 1], np.int32)])] for _ in range(3)]
-    block = lambda length: layout.plan(of(length), (length, 2), line=4096).filled.block
+    block = lambda length: planning.plan(of(length), (length, 2), line=4096).filled.block
     assert [block(n) for n in (480, 512, 700)] == [240, 256, 240]
 
 

@@ -49,7 +49,8 @@ def drop(
 def _drop(x: Float[Array, "R S F"], keep: Float[Array, "N F"], segments: Int[Array, "R S"]) -> Float[Array, "R S F"]:
     few = 4 * len(keep) <= x.shape[-1]  # a product that picks rows is faster than a gather while there are few
     if few and backend.platform() != "gpu":  # where XLA makes one product of those of all layers, and keeps it
-        return x * jnp.dot(jax.nn.one_hot(segments - 1, len(keep), dtype=x.dtype), keep, precision="highest")
+        exact = "highest" if x.dtype == jnp.float32 else None  # what is narrower is exact as it is
+        return x * jnp.dot(jax.nn.one_hot(segments - 1, len(keep), dtype=x.dtype), keep, precision=exact)
     return x * keep.at[segments - 1].get(mode="clip")
 
 

@@ -16,6 +16,7 @@ the authors' code (docs/from_t5x.md), with the variable T5X_PATH as its PYTHONPA
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -58,6 +59,9 @@ def main() -> None:
         one = json.loads(options.one)
         print(json.dumps(measure(t5_1_1(one.pop("size"), one.pop("dtype")), **one)))
         return
+    for python in (options.peft, options.t5x):
+        if not shutil.which(python):
+            parser.error(f"{python} is no program; --peft and --t5x take Python interpreters")
     table = Table("what", "size", "text", "batch", "slots", *COLUMNS.values(), box=None, header_style="bold")
     rows: list[dict[str, Any]] = []
     for size in options.sizes:
@@ -109,12 +113,8 @@ def _beside(what: str, python: str, one: dict[str, Any], steps: int, length: int
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "job.json"
         file.write_text(json.dumps(job | {"config": sizes}))
-        try:
-            done = subprocess.run(
-                [python, str(script), str(file)], capture_output=True, text=True, env=os.environ | path
-            )
-        except OSError as error:
-            return shown | {"skipped": str(error)}
+        command = [python, str(script), str(file)]
+        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | path)
     if done.returncode:
         return shown | {"skipped": (done.stderr.strip().splitlines() or ["it failed"])[-1][:80]}
     found = json.loads(done.stdout.splitlines()[-1])

@@ -15,6 +15,7 @@ devices wait for one another.
 import argparse
 import dataclasses
 import functools
+import importlib.util
 import json
 import os
 import re
@@ -74,6 +75,9 @@ def main() -> None:
     if options.one:
         print(json.dumps(globals()[options.device](**json.loads(options.one))))
         return
+    library, extra = ("jax_cuda12_plugin", "cuda12") if options.device.startswith("h100") else ("libtpu", "tpu")
+    if importlib.util.find_spec(library) is None:
+        parser.error(f'compiling for {options.device} takes {library}. Type: pip install "jax[{extra}]"')
     names = ("rows", 12), ("padding", 8), ("GiB", 7), ("of", 4), ("TFLOP", 8), ("estimated", 10), ("compile s", 10)
     print("  size slots", *(f"{name:>{width}}" for name, width in names))
     told = "devices", "model_parallel", "batch", "remat", "rows_at_once"
@@ -164,7 +168,10 @@ def _mesh(kind: str, devices: int | None, model_parallel: int) -> Mesh:
         cudnn.check_compute_capability = lambda *_: True  # JAX would ask the GPU that is here
         cudnn.is_cuda_compute_capability_equal = lambda *_: False
         cudnn.check_cudnn_version = lambda *_: 91000
-    return Mesh(np.asarray(found[:devices]).reshape(-1, model_parallel), ("data", "model"))
+    found = found[:devices]
+    if len(found) % model_parallel:
+        raise ValueError(f"--model_parallel={model_parallel} does not divide the {len(found)} devices")
+    return Mesh(np.asarray(found).reshape(-1, model_parallel), ("data", "model"))
 
 
 def _room(mesh: Mesh) -> int:

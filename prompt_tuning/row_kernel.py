@@ -55,7 +55,7 @@ def _named(query: Array, keys: Array, values: Array, segments: Array, bias: Arra
 
 def _forward(head_dim: int, interpret: bool, *inputs: Any) -> tuple[Array, Any]:
     values = jax.tree.map(lambda leaf: leaf.value, inputs)
-    learned = inputs[4].perturbed and jnp.zeros(())  # whether the bias is; a tree of residuals holds arrays only
+    learned = values[4] if inputs[4].perturbed else None
     return attend(head_dim, interpret, *values), (values, learned)
 
 
@@ -64,7 +64,7 @@ def _backward(head_dim: int, interpret: bool, kept: Any, change: Any) -> tuple:
     if isinstance(change, SymbolicZero):
         change = jnp.zeros(change.shape, change.dtype)
     inputs = _named(*values) | {"change": change}
-    outputs = {f"by_{name}": name for name in ("query", "keys", "values", *(["bias"] if learned is not False else []))}
+    outputs = {f"by_{name}": name for name in ("query", "keys", "values", *([] if learned is None else ["bias"]))}
     by_query, by_keys, by_values, *by_bias = _call(_look_back, head_dim, interpret, inputs, outputs)
     return by_query, by_keys, by_values, None, by_bias[0] if by_bias else None, None
 

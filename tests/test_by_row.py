@@ -89,14 +89,15 @@ def test_rows_and_heads_are_shared_out_over_devices(interpreted, model_parallel)
         assert_alike(seen_and_passed_back(by_kernel, case), expected)
 
 
-def test_a_frozen_bias_has_no_gradient_computed():
+@pytest.mark.parametrize("around", [lambda f: f, jax.checkpoint, jax.jit], ids=["alone", "remat", "compiled"])
+def test_a_frozen_bias_has_no_gradient_computed(around):
     query, keys, values, _, bias, keep, segments = drawn(2, 32, 2, 64)
-    total = lambda query, bias: by_kernel(query, keys, values, segments, bias, keep).sum()
+    total = around(lambda query, bias: by_kernel(query, keys, values, segments, bias, keep).sum())
     program = lambda argnums: str(jax.make_jaxpr(jax.grad(total, argnums=argnums))(query, bias))
     calls = lambda program: [line for line in program.splitlines() if "= pallas_call" in line]
-    results = lambda program: [len(line.partition("=")[0].split()) for line in calls(program)]
-    assert results(program(0)) == [1, 3]
-    assert results(program((0, 1))) == [1, 4]
+    most = lambda program: max(len(line.partition("=")[0].split()) for line in calls(program))
+    assert most(program(0)) == 3
+    assert most(program((0, 1))) == 4
 
 
 @pytest.mark.parametrize(

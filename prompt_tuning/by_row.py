@@ -16,6 +16,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from prompt_tuning import backend, row_kernel
 
+SHORTEST = 64  # positions of a row that is worth a kernel; below 8, compilers refuse some
+
 
 @struct.dataclass
 class Rows:
@@ -27,7 +29,7 @@ class Rows:
 def fits(length: int, heads: int, head_dim: int, dtype: Any) -> bool:
     """Whether the devices that this is traced for have a kernel for rows of `length` and heads of `dtype`."""
     platform = backend.platform()
-    if platform not in ("tpu", "gpu"):
+    if platform not in ("tpu", "gpu") or length < SHORTEST:
         return False
     shared_by = jax.sharding.get_abstract_mesh().shape.get(_axes()[1], 1)
     if heads % shared_by:

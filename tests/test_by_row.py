@@ -157,6 +157,7 @@ def test_it_is_for_a_tpu_with_room_for_the_row():
             with on(kind):
                 assert by_row.fits(longest, 12, 64, jnp.bfloat16), kind
                 assert not by_row.fits(8192, 12, 64, jnp.bfloat16), kind
+                assert not by_row.fits(1, 12, 64, jnp.bfloat16), "a model is drawn with inputs of one token"
         with on("TPU v3"):
             assert not by_row.fits(128, 12, 64, jnp.bfloat16)
         with on("TPU v5 lite", model_parallel=8):

@@ -95,9 +95,14 @@ def frozen_shardings(config: T5Config, mesh: Mesh) -> Any:
 
 
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """The one step from host to device: parts, or rows, over the data axis; what is told of examples with its parts."""
+    """The one step from host to device."""
+    return _put(batch, batch_shardings(batch, mesh))
+
+
+def batch_shardings(batch: Batch, mesh: Mesh) -> Batch:
+    """Where a batch stands: parts, or rows, over the data axis; what is told of examples with its parts."""
     shared_out, everywhere = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
-    return _put(batch, Batch(*(shared_out if batch.in_parts or array.ndim > 1 else everywhere for array in batch)))
+    return Batch(*(shared_out if batch.in_parts or array.ndim > 1 else everywhere for array in batch))
 
 
 def put_everywhere(tree: Any, mesh: Mesh) -> Any:

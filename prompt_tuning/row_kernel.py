@@ -27,7 +27,7 @@ LANES = 128  # numbers side by side in a register: narrower heads are computed t
 def fits(length: int, heads: int, head_dim: int, dtype: Any) -> bool:
     """Whether the TPU that is traced for has room on the chip for rows of `length`."""
     chip = pltpu.get_tpu_info()
-    needed = _needed(length, _together(heads, head_dim), head_dim, dtype)
+    needed = _needed(length, heads_at_once(heads, head_dim), head_dim, dtype)
     return chip.generation >= 4 and needed <= chip.vmem_capacity_bytes
 
 
@@ -77,7 +77,7 @@ def _call(
 ) -> list[Array]:
     """`kernel` for some heads of one row after another; of each of its `outputs` the input that has its shape."""
     (rows, length, _), heads = inputs["query"].shape, len(inputs["bias"])
-    together = _together(heads, head_dim)
+    together = heads_at_once(heads, head_dim)
     part = pl.BlockSpec((1, length, together * head_dim), lambda heads, row: (row, 0, heads))
     of_heads = (together, length, length), lambda heads, row: (heads, 0, 0)
     specs = {
@@ -102,7 +102,7 @@ def _call(
     )(*inputs.values())
 
 
-def _together(heads: int, head_dim: int) -> int:
+def heads_at_once(heads: int, head_dim: int) -> int:
     """How many heads fill the lanes; all, if they cannot be divided so."""
     few = LANES // head_dim if LANES % head_dim == 0 else 1
     return few if heads % few == 0 and few * head_dim % LANES == 0 else heads

@@ -32,7 +32,7 @@ import numpy as np
 from jax._src.cudnn import fused_attention_stablehlo as cudnn
 from jax.experimental import topologies
 from jax.experimental.pallas import tpu
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # an uninstalled checkout will do
 
@@ -148,14 +148,12 @@ def step(
 
 def _given(state: Any, config: T5Config, packed: layout.Batch, mesh: Mesh) -> tuple[Any, Any, layout.Batch]:
     """What a step is given, without its numbers."""
-
-    def placed(leaf: Any, *axes: str) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=NamedSharding(mesh, PartitionSpec(*axes)))
-
+    placed = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place)
     weight = lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, config.dtype, sharding=place)
     frozen = jax.tree.map(weight, parameter_shapes(config), device.frozen_shardings(config, mesh))
-    shared_out = lambda array: ["data"] if packed.in_parts or array.ndim > 1 else []
-    return jax.tree.map(placed, state), frozen, layout.Batch(*(placed(array, *shared_out(array)) for array in packed))
+    everywhere = timed_steps.everywhere(mesh)
+    batch = jax.tree.map(placed, packed, device.batch_shardings(packed, mesh))
+    return jax.tree.map(lambda leaf: placed(leaf, everywhere), state), frozen, batch
 
 
 def _mesh(kind: str, devices: int | None, model_parallel: int) -> Mesh:
@@ -200,16 +198,17 @@ def _cycles_of_attention(kind: str, config: T5Config, model_parallel: int, lengt
         return 0.0
     with tempfile.TemporaryDirectory() as folder:
         given = {"kind": kind, "length": length, "heads": heads, "head_dim": config.head_dim, "folder": folder}
-        forward, backward = alone("kernel", given, DUMP.format(folder))
+        cycles = alone("kernel", given, DUMP.format(folder))
+    if isinstance(cycles, str):
+        raise RuntimeError(cycles)
+    forward, backward = cycles
     return config.num_encoder_layers * (forward * (1 + config.remat) + backward) / tpu.get_tpu_info().num_cores
 
 
 def kernel(kind: str, length: int, heads: int, head_dim: int, folder: str) -> list[int]:
     """Cycles that are scheduled for a row's attention, forward and backward; the compiler writes into `folder`."""
     mesh = _mesh(kind, 1, 1)
-    of = lambda dtype, *shape: jax.ShapeDtypeStruct(
-        shape, dtype, sharding=NamedSharding(mesh, PartitionSpec())
-    )  # fmt: skip
+    of = lambda dtype, *shape: jax.ShapeDtypeStruct(shape, dtype, sharding=timed_steps.everywhere(mesh))
     row = of(jnp.bfloat16, 1, length, heads * head_dim)
     others = of(jnp.int32, 1, length), of(jnp.float32, heads, length, length), of(jnp.float32, 1, heads, 1, length)
 
@@ -219,7 +218,7 @@ def kernel(kind: str, length: int, heads: int, head_dim: int, folder: str) -> li
         return seen, back(change)
 
     jax.jit(both).lower(row, row, row, row, *others).compile()
-    grid = heads // row_kernel._together(heads, head_dim)
+    grid = heads // row_kernel.heads_at_once(heads, head_dim)
     texts = [path.read_text() for path in Path(folder).glob("*analysis_final_bundles.txt") if "-TLP-" not in path.name]
     cycles = [int(re.search(r"total scheduled bundles:\s+(\d+)", text)[1]) for text in texts if "tpu_custom" in text]
     return [grid * found for found in sorted(cycles)]  # backward takes longer

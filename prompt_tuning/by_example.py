@@ -94,7 +94,8 @@ def _attend(
 
 def _attend_backward(kept: Any, change: Float[Array, "Q H A"]) -> tuple:
     query, keys, values, places, bias, keep, seen, normaliser = kept
-    by_total = (change.astype(jnp.float32) * seen.astype(jnp.float32)).sum(axis=-1)  # [Q H]
+    both = change.astype(jnp.float32) * seen.astype(jnp.float32)
+    by_total = both @ jnp.ones(both.shape[-1], jnp.float32)  # [Q H]; XLA adds up what was multiplied one by one
     shown = keys if values is None else values
     seen_by, asked_by = _product("qha", keys, "hqk"), _product("hqk", keys, "qha")
     looked_at_by = _to_keys(keys)
@@ -137,8 +138,9 @@ def _product(left: str, keys: Array, out: str) -> Any:
 
 
 def _to_keys(keys: Array) -> Any:
-    """The product of weights with what stands at the queries, for every key."""
-    return functools.partial(jnp.einsum, "hqk,qha->kha" if keys.ndim == 3 else "hqk,qha->ka")
+    """The product of weights with what stands at the queries, for every key, in float32."""
+    out = "kha" if keys.ndim == 3 else "ka"
+    return functools.partial(jnp.einsum, f"hqk,qha->{out}", preferred_element_type=jnp.float32)
 
 
 class _Stretch:

@@ -17,7 +17,7 @@ from flax import struct
 from flax.linen import partitioning
 from jaxtyping import Array, Bool, Float, Int
 
-from prompt_tuning import by_example, by_row
+from prompt_tuning import backend, by_example, by_row
 from prompt_tuning.by_example import MASKED, Places
 from prompt_tuning.by_row import Rows
 from prompt_tuning.dropout import drop
@@ -69,7 +69,10 @@ class RMSNorm(nn.Module):
 @functools.partial(jax.checkpoint, static_argnums=2)  # backward needs `x` again, and nothing else is kept
 def _normed(x: Float[Array, "... D"], scale: Float[Array, "D"], epsilon: float) -> Float[Array, "... D"]:
     x = x.astype(jnp.float32)
-    x = x * jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
+    inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + epsilon)
+    if backend.platform() == "cpu":  # so that its gradient is a product: XLA adds up what was multiplied one by one
+        inverse = inverse @ jnp.ones((1, x.shape[-1]), jnp.float32)
+    x = x * inverse
     return x.astype(scale.dtype) * jnp.broadcast_to(scale, x.shape)
 
 

@@ -30,7 +30,9 @@ class Embedding(nn.Module):
         )
 
     def __call__(self, tokens: Int[Array, "..."]) -> Float[Array, "... D"]:
-        return self.embedding[tokens]
+        # Held together, or XLA on a CPU makes float32 of all of a bfloat16 table, in memory, at every step.
+        tokens, table = jax.lax.optimization_barrier((tokens, self.embedding))
+        return table[tokens]
 
     @property
     def table(self) -> Float[Array, "V D"]:
@@ -48,7 +50,8 @@ class T5(nn.Module):
         self.decoder = Decoder(self.config)
 
     def embed(self, tokens: Int[Array, "R S"]) -> Float[Array, "R S D"]:
-        return self.token_embedder(tokens)
+        """Tokens as the stream has them; prompts that are placed among them are of its type, not the table's."""
+        return self.token_embedder(tokens).astype(self.config.dtype)
 
     def encode(self, embedded: Float[Array, "R S D"], stream: Stream, dropout: Dropout | None = None) -> Array:
         """Encoder output `[R S D]` of embedded (prompted) rows."""

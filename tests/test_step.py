@@ -332,6 +332,15 @@ def test_model_tuning_is_the_same_step_with_everything_trainable():
     assert losses[-1] < losses[0] - 0.5
 
 
+def test_a_prompt_is_not_rounded_with_the_table_it_stands_in_front_of():
+    stored = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), random_params())
+    model, bank = Model(dataclasses.replace(TINY, factors=jnp.bfloat16), 1, 4), jnp.asarray(random_bank([4]))
+    batch = layout.pack(random_items(3, [4]), layout.Shape(24, 8, (3,)), 4)
+    encoded = lambda bank: model.encode(stored | {"prompt": {"bank": bank}}, batch)
+    assert model.apply(stored, "embed", batch.encoder_tokens).dtype == jnp.float32
+    assert (encoded(bank) != encoded(bank.astype(jnp.bfloat16).astype(jnp.float32))).any()
+
+
 def test_scores_of_labels_equal_scores_of_single_targets():
     rng = np.random.default_rng(0)
     labels = [rng.integers(2, 97, n).astype(np.int32) for n in (1, 3, 2)]

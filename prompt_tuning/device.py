@@ -73,18 +73,26 @@ def on(mesh: Mesh) -> Iterator[None]:
 
 def summed_over_data(f: Callable[..., Any], batch: Batch, *everywhere: Any) -> Any:
     """`f(batch, *everywhere)`, for each device of the data axis with its own parts of `batch`, added up."""
+    return _over_data(f, lambda found: jax.lax.psum(found, "data"), PartitionSpec(), batch, everywhere)
+
+
+def joined_over_data(f: Callable[..., Any], batch: Batch, *everywhere: Any) -> Any:
+    """`f(batch, *everywhere)`, for each device of the data axis with its own parts of `batch`, one after another."""
+    return _over_data(f, lambda found: found, PartitionSpec("data"), batch, everywhere)
+
+
+def _over_data(f: Callable[..., Any], then: Callable, out: PartitionSpec, batch: Batch, everywhere: tuple) -> Any:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape["data"] == 1:
         return f(batch, *everywhere)
 
     def one(batch: Batch, *everywhere: Any) -> Any:
         with nn.logical_axis_rules([(name, None if axis == "data" else axis) for name, axis in RULES]):
-            return jax.lax.psum(f(batch, *everywhere), "data")
+            return then(f(batch, *everywhere))
 
     specs = PartitionSpec("data"), *[PartitionSpec()] * len(everywhere)
-    return jax.shard_map(
-        one, in_specs=specs, out_specs=PartitionSpec(), axis_names={"data"}, check_vma=False
-    )(batch, *everywhere)  # fmt: skip
+    spread = jax.shard_map(one, in_specs=specs, out_specs=out, axis_names={"data"}, check_vma=False)
+    return spread(batch, *everywhere)
 
 
 def frozen_shardings(config: T5Config, mesh: Mesh) -> Any:

@@ -17,6 +17,8 @@ from prompt_tuning.slots import Slot
 from prompt_tuning.step import Model, score_targets
 from prompt_tuning.vocabulary import Vocabulary
 
+WORTH_A_LINE = 100_000  # positions of all questions: enough to win back what lines take longer to compile
+
 
 @dataclasses.dataclass(frozen=True)
 class Question:
@@ -69,19 +71,40 @@ class Answerer:
     def _spelled(self, labels: tuple[str, ...]) -> list[np.ndarray]:
         return [np.array([*self.vocabulary.encode(t), self.vocabulary.eos_id], np.int32) for t in labels]
 
-    def batches(self, items: list[layout.Item]) -> Iterable[tuple[list[layout.Item], layout.Batch]]:
-        """The items in groups and each group's packed batch; all of one shape, or of the few that `shape` names."""
+    def batches(
+        self, items: list[layout.Item], line: int | None = None
+    ) -> Iterable[tuple[list[layout.Item], layout.Batch, layout.Shape]]:
+        """The items in groups, each group's packed batch, and its shape: one, or one of the few that `shape` names.
+
+        Each device takes a row of up to `line` positions at a time, where that is given.
+        """
         groups = [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
         if self.shape:
-            groups = [part for group in groups for part in _that_fit(group, self.shape)]
-            pack = lambda group: self._packed(group, self.shape)
+            shape, groups = self.shape, [part for group in groups for part in _that_fit(group, self.shape)]
+            pack = lambda group: self._packed(group, shape)
         else:
             longest = max(item.length for item in items), max(max(item.target_length for item in items), 1)
-            planned = planning.plan(groups, longest, self.packing, self.mesh.shape["data"])
-            planned = dataclasses.replace(planned, rows=planned.rows[-1:])
-            pack = lambda group: layout.pack(group, planned, self.model.length, min(self.batch_size, len(items)))
+            shape = planning.plan(groups, longest, self.packing, self.mesh.shape["data"], line=line)
+            shape = dataclasses.replace(shape, rows=shape.rows[-1:])
+            pack = lambda group: layout.pack(group, shape, self.model.length, min(self.batch_size, len(items)))
         for group in self.progress(groups, len(groups)):
-            yield group, device.put_batch(pack(group), self.mesh)
+            yield group, pack(group), shape
+
+    def likelihoods(self, params: split.Params, items: list[layout.Item]) -> list[np.ndarray]:
+        """Log-likelihood of each item's targets, float64[C]."""
+        items = [dataclasses.replace(item, number=number) for number, item in enumerate(items)]
+        found: list[list[float]] = [[] for _ in items]
+        for _, batch, shape in self.batches(items, self._line(items)):
+            model = dataclasses.replace(self.model, filled=shape.filled)
+            scores = device.fetch(_score(params, device.put_batch(batch, self.mesh), model=model))
+            for number, score in _numbered(batch, scores):
+                found[number].append(score)
+        return [np.array(scores, np.float64) for scores in found]
+
+    def _line(self, items: list[layout.Item]) -> int | None:
+        """The line that each device takes at a time, where several share a CPU and there is enough to do."""
+        worth_it = self.mesh.shape["data"] > 1 and sum(item.length for item in items) > WORTH_A_LINE
+        return device.line(self.mesh) if worth_it else None
 
     def source_length(self, items: list[layout.Item]) -> int:
         """A bound on the length of these items (prompt and input) that few batches differ in."""
@@ -97,7 +120,17 @@ class Answerer:
     def _packed(self, group: list[layout.Item], shape: layout.Shape) -> layout.Batch:
         batch = layout.pack(group, shape, self.model.length, self.batch_size)
         most = self.batch_size * shape.target_length  # labels of one token each: any number of them is this shape
-        return batch._replace(target_examples=np.zeros(most, np.int32))
+        return batch._replace(target_examples=np.resize(batch.target_examples, most))
+
+
+def _numbered(batch: layout.Batch, scores: np.ndarray) -> Iterable[tuple[int, float]]:
+    """Every target's score, and the number of the example it belongs to; those of an example in their order."""
+    parts = zip(*batch, strict=True) if batch.in_parts else [batch]
+    for arrays, of_part in zip(parts, scores.reshape(-1, batch.target_examples.shape[-1]), strict=True):
+        part = layout.Batch(*arrays)
+        targets = np.unique(part.decoder_segments[part.decoder_segments > 0]) - 1
+        numbers = part.example_numbers[part.target_examples[targets]]
+        yield from zip(numbers.tolist(), of_part[targets].tolist(), strict=True)
 
 
 def _that_fit(group: list[layout.Item], shape: layout.Shape) -> list[list[layout.Item]]:
@@ -146,12 +179,7 @@ def _priors(
 
 def _label_scores(answerer: Answerer, params: split.Params, questions: Sequence[Question]) -> list[np.ndarray]:
     """Log-likelihood of every label of each question, float64[C]."""
-    found = []
-    for group, batch in answerer.batches(answerer.items(questions, ranking=True)):
-        scores = device.fetch(_score(params, batch, model=answerer.model)).astype(np.float64)
-        stride = max(len(item.targets) for item in group)
-        found += [scores[i * stride : i * stride + len(item.targets)] for i, item in enumerate(group)]
-    return found
+    return answerer.likelihoods(params, answerer.items(questions, ranking=True))
 
 
 def _choose(labels: tuple[str, ...], scores: np.ndarray, prior: np.ndarray | None) -> Answer:
@@ -176,7 +204,8 @@ def write(
     items = answerer.items(questions, ranking=False)
     length, rng = answerer.source_length(items), jax.random.key(seed)
     answers = []
-    for group, batch in answerer.batches(items):
+    for group, batch, _ in answerer.batches(items):
+        batch = device.put_batch(batch, answerer.mesh)
         decoded = _decode(params, batch, rng, decoder, answerer.model, answerer.target_length, length)
         tokens, scores = device.fetch(decoded.tokens)[:, 0], device.fetch(decoded.scores)[:, 0]
         for i in range(len(group)):

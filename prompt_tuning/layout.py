@@ -161,15 +161,16 @@ def pack(items: Sequence[Item], shape: Shape, bank_length: int = 0, examples: in
         if item.length > shape.row_length or item.target_length > shape.target_length:
             found = f"{item.length} + {item.target_length}"
             raise ValueError(f"example {i} has {found} positions, a row {shape.row_length} + {shape.target_length}")
+    each = max((len(item.targets) for item in items), default=1)
     if shape.at_once is None:
         rows = assign_rows(items, shape)
         count = next((r for r in shape.rows if r >= len(rows)), round_up(len(rows), 4 * shape.multiple))
-        return _written(items, rows, count, shape, bank_length, examples or len(items))
+        return _written(items, rows, count, shape, bank_length, examples or len(items), each)
     most = shape.part_examples or len(items)
     shares = [in_parts(rows, shape.at_once, most) for rows in rows_of_devices(items, shape)]
-    each = max(shape.rows[-1] // shape.at_once // shape.multiple, *map(len, shares))
-    parts = [part for share in shares for part in share + [[]] * (each - len(share))]
-    return Batch(*map(np.stack, zip(*(_part(items, p, shape, bank_length, most) for p in parts), strict=True)))
+    count = max(shape.rows[-1] // shape.at_once // shape.multiple, *map(len, shares))
+    parts = [part for share in shares for part in share + [[]] * (count - len(share))]
+    return Batch(*map(np.stack, zip(*(_part(items, p, shape, bank_length, most, each) for p in parts), strict=True)))
 
 
 def rows_of_devices(items: Sequence[Item], shape: Shape) -> list[list[list[int]]]:
@@ -196,18 +197,20 @@ def in_parts(rows: list[list[int]], at_once: int, examples: int) -> list[list[li
     return parts
 
 
-def _part(items: Sequence[Item], rows: list[list[int]], shape: Shape, bank_length: int, examples: int) -> Batch:
+def _part(
+    items: Sequence[Item], rows: list[list[int]], shape: Shape, bank_length: int, examples: int, targets_each: int
+) -> Batch:
     """Some of the rows as a batch of their own examples."""
     own = [items[i] for row in rows for i in row]
     numbers = iter(range(len(own)))
     renumbered = [[next(numbers) for _ in row] for row in rows]
-    return _written(own, renumbered, shape.at_once or len(rows), shape, bank_length, examples)
+    return _written(own, renumbered, shape.at_once or len(rows), shape, bank_length, examples, targets_each)
 
 
 def _written(
-    items: Sequence[Item], rows: list[list[int]], count: int, shape: Shape, bank_length: int, examples: int
-) -> Batch:
-    targets_each = max((len(item.targets) for item in items), default=1)
+    items: Sequence[Item], rows: list[list[int]], count: int, shape: Shape, bank_length: int, examples: int,
+    targets_each: int,
+) -> Batch:  # fmt: skip
     batch = _empty(count, shape, examples, examples * targets_each)
     for r, row in enumerate(rows):
         at = target_at = 0

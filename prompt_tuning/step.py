@@ -142,10 +142,18 @@ def train_step(
 
 def _summed_over_parts(f: Callable[..., Any], batch: Batch, *args: Any) -> Any:
     """`f(part, *args)` of the parts that hold something, one after another, added up."""
-    part = lambda i: jax.tree.map(lambda x: jax.lax.dynamic_index_in_dim(x, i, 0, False), batch)
-    zero = jax.tree.map(lambda of: jnp.zeros(of.shape, of.dtype), jax.eval_shape(lambda: f(part(0), *args)))
-    filled = (batch.encoder_segments > 0).any((1, 2)).sum()
-    return jax.lax.fori_loop(0, filled, lambda i, sums: jax.tree.map(jnp.add, sums, f(part(i), *args)), zero)
+    zero = jax.tree.map(lambda of: jnp.zeros(of.shape, of.dtype), jax.eval_shape(lambda: f(_part(batch, 0), *args)))
+    add = lambda i, sums: jax.tree.map(jnp.add, sums, f(_part(batch, i), *args))
+    return jax.lax.fori_loop(0, _filled(batch), add, zero)
+
+
+def _part(batch: Batch, i: Any) -> Batch:
+    return Batch(*(jax.lax.dynamic_index_in_dim(array, i, 0, False) for array in batch))
+
+
+def _filled(batch: Batch) -> Int[Array, ""]:
+    """How many parts hold something; they are the first ones."""
+    return (batch.encoder_segments > 0).any((1, 2)).sum()
 
 
 def _sane(trainable: split.Params, slots: int) -> Bool[Array, "K"]:
@@ -173,7 +181,20 @@ def _slot_norms(gradient: split.Params, slots: int) -> Float[Array, "K"]:
     return jnp.full((slots,), jnp.sqrt(squares))
 
 
-def score_targets(params: split.Params, batch: Batch, *, model: Model) -> Float[Array, "M"]:
-    """Log-likelihood of every target of the batch, its EOS included; dropout off."""
+def score_targets(params: split.Params, batch: Batch, *, model: Model) -> Float[Array, "*G M"]:
+    """Log-likelihood of every target of the batch, or of each of its G parts, its EOS included; dropout off."""
+    if batch.in_parts:
+        return device.joined_over_data(functools.partial(_scores_of_parts, model), batch, params)
+    return _scores(model, batch, params)
+
+
+def _scores_of_parts(model: Model, batch: Batch, params: split.Params) -> Float[Array, "G M"]:
+    """0 where a part holds nothing."""
+    zero = jnp.zeros(batch.target_examples.shape, jnp.float32)
+    put = lambda i, scores: scores.at[i].set(_scores(model, _part(batch, i), params))
+    return jax.lax.fori_loop(0, _filled(batch), put, zero)
+
+
+def _scores(model: Model, batch: Batch, params: split.Params) -> Float[Array, "M"]:
     losses = loss.token_losses(model.logits(params, batch), batch.decoder_targets)
     return -loss.per_target(losses, batch.decoder_segments, batch.target_examples.shape[0])

@@ -5,7 +5,6 @@ is left in the end.
 """
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,7 @@ from prompt_tuning.base import save_t5x
 from prompt_tuning.checkpoint import Best
 from prompt_tuning.errors import UserError
 from prompt_tuning.run import Opened, Run
-from prompt_tuning.step import TrainState, score_targets
+from prompt_tuning.step import TrainState
 
 Metrics = list[dict[str, float]]  # of each slot
 
@@ -182,11 +181,10 @@ class Pretraining(ModelTuning):
     def evaluator(self, opened: Opened) -> Callable[[split.Params], tuple[Metrics, np.ndarray]]:
         answerer = opened.answerer()
         items = batches.StreamedData(opened, opened.run.data.eval_split).first(self.eval_examples)
-        score = jax.jit(functools.partial(score_targets, model=opened.model))
 
         def evaluate(params: split.Params) -> tuple[Metrics, np.ndarray]:
-            likelihood = sum(float(device.fetch(score(params, batch)).sum()) for _, batch in answerer.batches(items))
-            loss = -likelihood / sum(item.target_length for item in items)
+            likelihood = sum(found.sum() for found in answerer.likelihoods(params, items))
+            loss = -float(likelihood) / sum(item.target_length for item in items)
             return [{"validation_loss": loss}], np.array([-loss])
 
         return evaluate

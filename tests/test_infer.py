@@ -1,0 +1,71 @@
+"""Labels are ranked alike whatever they are computed in: rows, lines, on one device or several."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from conftest import TINY, random_bank, random_params
+
+from prompt_tuning import device, infer, layout
+from prompt_tuning.slots import Slot
+from prompt_tuning.step import Model
+
+LENGTHS = [4, 7]
+LABELS = [("a", "bcd", "ef"), ("gh", "i")]
+
+
+@pytest.fixture
+def asked():
+    rng = np.random.default_rng(3)
+    return [infer.Question(rng.integers(2, 97, rng.integers(3, 30)).astype(np.int32), n % 2) for n in range(41)]
+
+
+def answerer(mesh, vocabulary, **changed) -> infer.Answerer:
+    slots = [Slot(length=length) for length in LENGTHS]
+    return infer.Answerer(Model(TINY, 2, 7), slots, LABELS, vocabulary, mesh, batch_size=16, **changed)
+
+
+def ranked(mesh, vocabulary, asked, **changed) -> list[infer.Answer]:
+    params = random_params() | {"prompt": {"bank": random_bank(LENGTHS)}}
+    with device.on(mesh):
+        one = answerer(mesh, vocabulary, **changed)
+        return infer.rank(one, device.put_everywhere(params, mesh), asked)
+
+
+def assert_alike(found, expected):
+    assert [answer.text for answer in found] == [answer.text for answer in expected]
+    for one, two in zip(found, expected, strict=True):
+        np.testing.assert_allclose(list(one.probabilities.values()), list(two.probabilities.values()), atol=1e-5)
+        np.testing.assert_allclose(one.score, two.score, rtol=1e-5)
+
+
+def test_lines_on_many_devices_rank_as_rows_on_one(letters, asked, monkeypatch):
+    alone = jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
+    in_rows = ranked(alone, letters, asked)
+    packed = []
+    monkeypatch.setattr(layout, "pack", lambda *args, pack=layout.pack: packed.append(pack(*args)) or packed[-1])
+    assert_alike(ranked(device.make_mesh(), letters, asked), in_rows)
+    assert not any(batch.in_parts for batch in packed), "for so few questions nothing is compiled as a line"
+    packed.clear()
+    monkeypatch.setattr(infer, "WORTH_A_LINE", 0)
+    assert_alike(ranked(device.make_mesh(), letters, asked), in_rows)
+    assert all(batch.in_parts for batch in packed)
+
+
+def test_labels_of_different_number_share_a_batch_of_fixed_shape(letters, asked):
+    mesh = device.make_mesh()
+    shape = layout.Shape(40, 16, (8, 16), multiple=8)
+    assert_alike(ranked(mesh, letters, asked, shape=shape), ranked(mesh, letters, asked))
+
+
+def test_likelihoods_come_in_the_order_of_the_items(letters, asked):
+    mesh = device.make_mesh()
+    params = random_params() | {"prompt": {"bank": random_bank(LENGTHS)}}
+    with device.on(mesh):
+        one, params = answerer(mesh, letters), device.put_everywhere(params, mesh)
+        items = [dataclasses.replace(item, number=7) for item in one.items(asked, ranking=True)]
+        found = one.likelihoods(params, items)
+        assert [len(scores) for scores in found] == [len(LABELS[question.slot]) for question in asked]
+        for item, scores in list(zip(items, found, strict=True))[:3]:
+            np.testing.assert_allclose(one.likelihoods(params, [item])[0], scores, rtol=1e-5)

@@ -20,6 +20,9 @@ from prompt_tuning.vocabulary import Vocabulary
 WORTH_A_LINE = 100_000  # positions of all questions: enough to win back what lines take longer to compile
 
 
+Progress = Callable[[Iterable, int], Iterable]  # the batches, of which there are so many, with something for people
+
+
 @dataclasses.dataclass(frozen=True)
 class Question:
     """One input for one slot."""
@@ -52,7 +55,7 @@ class Answerer:
     target_length: int = 62
     packing: bool = True
     shape: layout.Shape | None = None  # of every batch, for what must not compile again; None: what costs least
-    progress: Callable[[Iterable, int], Iterable] = lambda batches, total: batches
+    progress: Progress = lambda batches, total: batches
 
     def labels_of(self, question: Question) -> tuple[str, ...]:
         """The answers to choose from; empty if there are none."""

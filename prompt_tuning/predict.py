@@ -17,6 +17,7 @@ from prompt_tuning import device, infer, layout, prompt_file
 from prompt_tuning.bank import Bank, Entry, name_of
 from prompt_tuning.base import Base, load_base
 from prompt_tuning.errors import UserError
+from prompt_tuning.progress import bar
 from prompt_tuning.records import parsed
 from prompt_tuning.slots import Slot
 from prompt_tuning.split import Params
@@ -169,9 +170,15 @@ class PromptTuned:
         requests = [Request(text, name, decode=decode) for text, name in zip(texts, named, strict=True)]
         return self.answer(requests, content_free)
 
-    def answer(self, requests: Sequence[Request], content_free: Sequence[str] = ()) -> list[infer.Answer]:
-        """An answer for each request, whatever prompts they name. Raises UserError for one that cannot be answered."""
+    def answer(
+        self, requests: Sequence[Request], content_free: Sequence[str] = (), progress: infer.Progress | None = None
+    ) -> list[infer.Answer]:
+        """An answer for each request, whatever prompts they name; batches are passed through `progress`.
+
+        Raises UserError for a request that cannot be answered.
+        """
         bank, params, answerer = self.now
+        answerer = dataclasses.replace(answerer, progress=progress or answerer.progress)
         questions = [self._question(bank, request) for request in requests]
         written = [r.decode or not answerer.labels_of(q) for r, q in zip(requests, questions, strict=True)]
         answers: list[infer.Answer | None] = [None] * len(requests)
@@ -232,9 +239,11 @@ def main(options: argparse.Namespace) -> int:
     asked = [(text, None) for text in options.text] or _read(options.input)
     if not asked:
         raise UserError(f"{options.input} holds no text.")
+    if len(asked) > options.batch_size and not options.decode:
+        device.share_cpu()
     tuned = PromptTuned.load(options.base, options.prompt, options.labels, options.vocabulary, options.batch_size)
     requests = [Request(text, name or tuned.only, decode=options.decode) for text, name in asked]
-    answers = tuned.answer(requests, options.content_free)
+    answers = tuned.answer(requests, options.content_free, bar)
     with _output(options.output) as out:
         for request, answer in zip(requests, answers, strict=True):
             row = {"text": request.text, "prediction": answer.text, "probabilities": answer.probabilities, "score": answer.score, "prompt": request.prompt}  # fmt: skip # noqa: E501

@@ -60,7 +60,7 @@ class Stop:
                 self._wanted.set()
         return self._wanted.is_set()
 
-    def leaving(self, batches: Iterable, total: int) -> Iterator:
+    def leaving(self, batches: Iterable) -> Iterator:
         """The batches of an evaluation. Raises Interrupted as soon as the run is to stop.
 
         In a job of several processes the evaluation is finished: only a whole step can be agreed on.

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import importlib.util
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from prompt_tuning import configure, device, infer, inits, kept_tasks, optim, sc
 from prompt_tuning.base import Base, load_base, random_base
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import Examples, Mixture, proportional
+from prompt_tuning.progress import bar
 from prompt_tuning.slots import Slot
 from prompt_tuning.stack import T5Config
 from prompt_tuning.step import Model
@@ -167,7 +168,7 @@ class Opened:
     mesh: Mesh
     slots: tuple[Slot, ...]
     mixtures: tuple[Mixture, ...]  # one a slot; slots of one task share it
-    progress: Callable = lambda batches, total: batches  # what the batches of an evaluation are passed through
+    progress: infer.Progress = bar  # what the batches of an evaluation are passed through
 
     @functools.cached_property
     def model(self) -> Model:

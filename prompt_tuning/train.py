@@ -34,6 +34,7 @@ from prompt_tuning.errors import UserError
 from prompt_tuning.log import Clock, Log, bytes_in_words
 from prompt_tuning.preemption import Interrupted, Stop
 from prompt_tuning.program import Program
+from prompt_tuning.progress import bar
 from prompt_tuning.run import Opened, Run, open_run
 from prompt_tuning.step import GIVEN_UP, Model, TrainState, train_step
 from prompt_tuning.tuning import Metrics  # and gin's names of the tunings
@@ -56,7 +57,8 @@ def train(run: Run) -> Result:
 
 def _train(run: Run, stop: Stop) -> Result:
     clock, way = Clock(), run.tuning
-    opened = dataclasses.replace(open_run(run), progress=stop.leaving)
+    watched = lambda batches, total: bar(stop.leaving(batches), total)
+    opened = dataclasses.replace(open_run(run), progress=watched)
     optimizer, feed, evaluate = way.optimizer(opened), way.feed(opened), way.evaluator(opened)
     state, frozen = first_state(opened, optimizer)
     best = Best.none(way.kept(state.trainable), len(opened.slots))

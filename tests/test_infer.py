@@ -8,6 +8,7 @@ import pytest
 from conftest import TINY, random_bank, random_params
 
 from prompt_tuning import device, infer, layout
+from prompt_tuning.progress import bar
 from prompt_tuning.slots import Slot
 from prompt_tuning.step import Model
 
@@ -69,3 +70,13 @@ def test_likelihoods_come_in_the_order_of_the_items(letters, asked):
         assert [len(scores) for scores in found] == [len(LABELS[question.slot]) for question in asked]
         for item, scores in list(zip(items, found, strict=True))[:3]:
             np.testing.assert_allclose(one.likelihoods(params, [item])[0], scores, rtol=1e-5)
+
+
+def test_people_at_a_terminal_see_how_far_it_is(monkeypatch, capsys):
+    assert list(bar(iter("abc"), 3)) == ["a", "b", "c"]
+    assert capsys.readouterr() == ("", ""), "nobody is there to see it"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    assert list(bar(iter("abc"), 3)) == ["a", "b", "c"]
+    out, shown = capsys.readouterr()
+    assert not out
+    assert "answering" in shown

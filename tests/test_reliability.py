@@ -230,7 +230,7 @@ def test_metrics_keep_each_step_once(tmp_path):
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2"])
 def test_every_signal_of_a_scheduler_asks_for_a_stop(name):
     with preemption.Stop() as stop:
-        batches = stop.leaving(range(9), 9)
+        batches = stop.leaving(range(9))
         assert next(batches) == 0 and not stop.after(1)
         signal.raise_signal(getattr(signal, name))
         assert stop.after(2) and stop.is_set()

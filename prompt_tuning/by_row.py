@@ -4,11 +4,15 @@
 takes longer than the products of a layer. A TPU has the kernel of `row_kernel.py`, a GPU cuDNN's.
 """
 
+import concurrent.futures
+import functools
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from flax.linen import partitioning
 from jax.sharding import PartitionSpec
@@ -37,7 +41,9 @@ def fits(length: int, heads: int, head_dim: int, dtype: Any) -> bool:
     if platform == "tpu":
         return row_kernel.fits(length, heads // shared_by, head_dim, dtype)
     cudnn = jnp.dtype(dtype).itemsize == 2 and length % 2 == 0 and head_dim % 8 == 0 and head_dim <= 128
-    return cudnn and backend.compute_capability() >= 8.0
+    if not cudnn or backend.compute_capability() < 8.0:
+        return False
+    return jax.default_backend() != "gpu" or answers(head_dim, jnp.dtype(dtype).name)
 
 
 def attend(
@@ -70,6 +76,37 @@ def by_cudnn(
     mask: Bool[Array, "R 1 S S"] = (segments[:, :, None] == segments[:, None, :])[:, None]
     bias = bias.astype(query.dtype)
     return jax.nn.dot_product_attention(query, keys, values, bias, mask, scale=1.0, implementation=implementation)
+
+
+@functools.cache
+def answers(head_dim: int, dtype: str, implementation: str = "cudnn") -> bool:
+    """Whether JAX's `implementation` gives on this machine what XLA gives in float32, forward and backward; asked once.
+
+    In a thread of its own, which knows nothing of what is being traced.
+    """
+    rng = np.random.default_rng(0)
+    query, keys, values, change = (rng.normal(size=(2, 128, 2, head_dim)) for _ in range(4))
+    bias, keep = rng.normal(size=(1, 2, 128, 128)), rng.binomial(1, 0.9, (2, 2, 1, 128)) / 0.9
+    segments = np.arange(256).reshape(2, 128) // 50 % 3
+
+    def found(implementation: str, computed: str) -> list[np.ndarray]:
+        *seeing, by_seen = (jnp.asarray(y, dtype).astype(computed) for y in (query, keys, values, change))
+        beside = jnp.asarray(segments), jnp.asarray(bias, jnp.float32), jnp.asarray(keep, jnp.float32)
+        one = lambda query, keys, values: by_cudnn(query, keys, values, *beside, implementation)
+        seen, back = jax.vjp(jax.jit(one), *seeing)
+        return [np.asarray(y, np.float32) for y in (seen, *back(by_seen))]
+
+    with concurrent.futures.ThreadPoolExecutor(1) as apart:
+        try:
+            pairs = list(zip(*apart.map(found, (implementation, "xla"), (dtype, "float32")), strict=True))
+        except (RuntimeError, ValueError, NotImplementedError) as error:
+            why = str(error).strip().partition("\n")[0]
+        else:
+            why = "it answers otherwise than XLA"
+            if all(np.linalg.norm(one - two) < 0.05 * np.linalg.norm(two) for one, two in pairs):
+                return True
+    warnings.warn(f"{implementation}'s attention is not used, which is slower: {why}", stacklevel=2)
+    return False
 
 
 def _on_each_device(f: Callable[..., Array]) -> Callable[..., Array]:

@@ -185,3 +185,25 @@ def test_a_tpu_is_given_the_kernel():
 
     exported = jax.export.export(jax.jit(passed_back), platforms=["tpu"])(*narrow, bias)
     assert exported.mlir_module().count("tpu_custom_call") >= 2
+
+
+def test_what_a_gpu_has_is_asked_before_it_is_used():
+    asked = []
+
+    @jax.jit
+    def traced(x):
+        asked.append(by_row.answers(16, "float32", "xla"))
+        with pytest.warns(UserWarning, match="cudnn's attention is not used, which is slower: "):
+            asked.append(by_row.answers(16, "bfloat16", "cudnn"))
+        return x + 1
+
+    with device.on(device.make_mesh()):
+        assert traced(jnp.zeros(())) == 1
+    assert asked == [True, False], "there is no cuDNN here"
+
+
+def test_who_answers_otherwise_is_not_used(monkeypatch):
+    half = lambda *args, by=by_row.by_cudnn: by(*args[:-1], "xla") * (1.0 if args[-1] == "xla" else 0.5)
+    monkeypatch.setattr(by_row, "by_cudnn", half)
+    with pytest.warns(UserWarning, match="it answers otherwise than XLA"):
+        assert not by_row.answers(24, "float32", "halved")

@@ -19,7 +19,6 @@ from prompt_tuning.vocabulary import Vocabulary
 
 WORTH_A_LINE = 100_000  # positions of all questions: enough to win back what lines take longer to compile
 
-
 Progress = Callable[[Iterable, int], Iterable]  # the batches, of which there are so many, with something for people
 
 

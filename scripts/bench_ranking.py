@@ -11,12 +11,10 @@ import functools
 import math
 import time
 
-import jax
 import numpy as np
-from timed_steps import LENGTHS, PROMPT, draw, everywhere, start, t5_1_1
+from timed_steps import LENGTHS, PROMPT, draw, random_frozen, start, t5_1_1
 
 from prompt_tuning import allocator, device, infer
-from prompt_tuning.base import random_base
 from prompt_tuning.slots import Slot
 from prompt_tuning.step import Model
 
@@ -34,9 +32,9 @@ class Spelling:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", default="small", help="small, base, large, xl or xxl")
+    parser.add_argument("--size", default="small", choices=("small", "base", "large", "xl", "xxl"))
     parser.add_argument("--texts", nargs="+", default=list(LENGTHS), choices=LENGTHS)
-    parser.add_argument("--dtypes", nargs="+", default=["float32"], help="of the weights")
+    parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=("float32", "bfloat16"))
     parser.add_argument("--examples", type=int, default=1024)
     options = parser.parse_args()
     allocator.start_in_huge_pages()
@@ -55,9 +53,7 @@ def examples_per_s(options: argparse.Namespace, text: str, dtype: str) -> float:
     config, mesh = t5_1_1(options.size, dtype), device.make_mesh()
     rng = np.random.default_rng(0)
     asked = [infer.Question(rng.integers(2, 32000, n).astype(np.int32), 0) for n in draw(text, options.examples, 5)]
-    stored = lambda leaf: device.put_frozen(np.asarray(leaf.astype(config.multiplied)), everywhere(mesh))
-    bank = device.put_everywhere(start(config, 1)[0].trainable, mesh)
-    params = jax.tree.map(stored, random_base(config, 0).params) | bank
+    params = random_frozen(config, mesh) | device.put_everywhere(start(config, 1)[0].trainable, mesh)
     model, slot = Model(config, 1, PROMPT), Slot(length=PROMPT)
     rank = functools.partial(infer.rank, infer.Answerer(model, [slot], [("True", "False")], Spelling(), mesh), params)
     with device.on(mesh):

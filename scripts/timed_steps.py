@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import allocator, configure, cost, device, layout, optim, planning, scan
+from prompt_tuning import allocator, configure, cost, device, layout, optim, planning, scan, split
 from prompt_tuning.base import random_base
 from prompt_tuning.layout import Item
 from prompt_tuning.program import needed
@@ -56,10 +56,7 @@ def measure(
     batches = [layout.pack(group, shape, PROMPT) for group in groups]
     state, optimizer = start(config, slots)
     state = device.put_everywhere(state, mesh)
-    frozen = random_base(config, 0).params
-    frozen = jax.tree.map(
-        lambda leaf: device.put_frozen(np.asarray(leaf.astype(config.multiplied)), everywhere(mesh)), frozen
-    )
+    frozen = random_frozen(config, mesh)
     model = Model(config, slots, PROMPT, shape.filled)
     if scan_layers:
         model = dataclasses.replace(model, config=dataclasses.replace(config, scan_layers=True))
@@ -107,6 +104,12 @@ def laid_out(
 def useful_flops(config: T5Config, group: Sequence[Item]) -> float:
     """Of a step of prompt tuning: forward, and the gradient of what the weights see."""
     return sum(2 * cost.forward_flops(config, item.length, item.target_length) for item in group)
+
+
+def random_frozen(config: T5Config, mesh: jax.sharding.Mesh) -> split.Params:
+    """Random weights, of the type that is multiplied, on every device."""
+    place = lambda leaf: device.put_frozen(np.asarray(leaf.astype(config.multiplied)), everywhere(mesh))
+    return jax.tree.map(place, random_base(config, 0).params)
 
 
 def everywhere(mesh: jax.sharding.Mesh) -> jax.sharding.Sharding:

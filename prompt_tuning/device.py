@@ -188,10 +188,11 @@ def multiplies_bfloat16() -> bool:
 def types(dtype: Any) -> dict[str, Any]:
     """The types of a T5Config whose weights are stored, or multiplied, as `dtype`.
 
-    A CPU multiplies what is narrower and computes everything else in float32, an accelerator computes all in `dtype`.
+    A CPU computes in float32 and multiplies what is narrower where it has instructions for that, an accelerator
+    computes all in `dtype`.
     """
     if jax.default_backend() == "cpu" and jnp.dtype(dtype) != jnp.float32:
-        return {"dtype": jnp.float32, "factors": jnp.dtype(dtype)}
+        return {"dtype": jnp.float32, "factors": jnp.dtype(dtype if multiplies_bfloat16() else jnp.float32)}
     return {"dtype": jnp.dtype(dtype), "factors": None}
 
 

@@ -15,7 +15,14 @@ def product(x: Float[Array, "... A"], kernel: Float[Array, "A F"], factors: Any,
 
     A processor with instructions for it multiplies bfloat16 many times as fast as float32, if the sums are float32.
     """
+    if _narrow(kernel, factors):  # held together, or XLA widens all kernels, in memory, before a loop
+        x, kernel = jax.lax.optimization_barrier((x, kernel))
     return _multiplied("...a,af->...f", x, kernel, factors, dtype)
+
+
+def _narrow(kernel: Array, factors: Any) -> bool:
+    """Whether `kernel` is stored as something narrower than what is multiplied."""
+    return jnp.dtype(kernel.dtype).itemsize < jnp.dtype(factors).itemsize
 
 
 def _multiplied(form: str, left: Array, right: Array, factors: Any, dtype: Any) -> Array:
@@ -32,7 +39,8 @@ def _backward(factors: Any, dtype: Any, kept: tuple, change: Any) -> tuple:
     if isinstance(change, SymbolicZero):
         change = jnp.zeros(change.shape, change.dtype)
     # Held together, or XLA turns the kernel outside of a loop, in memory, where the product could read it as it is.
-    change, held = jax.lax.optimization_barrier((change.astype(factors), kernel.astype(factors)))
+    held = kernel if _narrow(kernel, factors) else kernel.astype(factors)
+    change, held = jax.lax.optimization_barrier((change.astype(factors), held))
     by_x = _multiplied("...f,af->...a", change, held, factors, dtype).astype(like.dtype)
     if x is None:
         return by_x, None

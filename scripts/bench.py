@@ -57,7 +57,7 @@ def main() -> None:
         allocator.start_in_huge_pages()
         device.share_cpu()
         one = json.loads(options.one)
-        print(json.dumps(measure(t5_1_1(one.pop("size"), one.pop("dtype")), **one)))
+        print(json.dumps(measure(t5_1_1(one.pop("size"), one["dtype"]), **one)))
         return
     for python in (options.peft, options.t5x):
         if not shutil.which(python):

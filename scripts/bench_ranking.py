@@ -53,7 +53,7 @@ def examples_per_s(options: argparse.Namespace, text: str, dtype: str) -> float:
     config, mesh = t5_1_1(options.size, dtype), device.make_mesh()
     rng = np.random.default_rng(0)
     asked = [infer.Question(rng.integers(2, 32000, n).astype(np.int32), 0) for n in draw(text, options.examples, 5)]
-    params = random_frozen(config, mesh) | device.put_everywhere(start(config, 1)[0].trainable, mesh)
+    params = random_frozen(config, mesh, dtype) | device.put_everywhere(start(config, 1)[0].trainable, mesh)
     model, slot = Model(config, 1, PROMPT), Slot(length=PROMPT)
     rank = functools.partial(infer.rank, infer.Answerer(model, [slot], [("True", "False")], Spelling(), mesh), params)
     with device.on(mesh):

@@ -49,14 +49,18 @@ def measure(
     steps: int,
     rows_at_once: int | None = None,
     scan_layers: bool = False,
+    dtype: str | None = None,
 ) -> dict[str, float]:
-    """Mean over `steps` steps, after a first one, of `slots` prompts that are each trained on `batch` examples."""
+    """Mean over `steps` steps, after a first one, of `slots` prompts that are each trained on `batch` examples.
+
+    Frozen weights are stored as `dtype`; None: as what is multiplied.
+    """
     mesh = device.make_mesh()
     groups, shape = laid_out(mesh, text, batch, slots, steps, rows_at_once)
     batches = [layout.pack(group, shape, PROMPT) for group in groups]
     state, optimizer = start(config, slots)
     state = device.put_everywhere(state, mesh)
-    frozen = random_frozen(config, mesh)
+    frozen = random_frozen(config, mesh, dtype)
     model = Model(config, slots, PROMPT, shape.filled)
     if scan_layers:
         model = dataclasses.replace(model, config=dataclasses.replace(config, scan_layers=True))
@@ -106,9 +110,9 @@ def useful_flops(config: T5Config, group: Sequence[Item]) -> float:
     return sum(2 * cost.forward_flops(config, item.length, item.target_length) for item in group)
 
 
-def random_frozen(config: T5Config, mesh: jax.sharding.Mesh) -> split.Params:
-    """Random weights, of the type that is multiplied, on every device."""
-    place = lambda leaf: device.put_frozen(np.asarray(leaf.astype(config.multiplied)), everywhere(mesh))
+def random_frozen(config: T5Config, mesh: jax.sharding.Mesh, dtype: str | None = None) -> split.Params:
+    """Random weights, stored as `dtype` or as what is multiplied, on every device."""
+    place = lambda leaf: device.put_frozen(np.asarray(leaf.astype(dtype or config.multiplied)), everywhere(mesh))
     return jax.tree.map(place, random_base(config, 0).params)
 
 

@@ -30,6 +30,22 @@ def test_factors_are_rounded_and_sums_are_not(rows, stored):
     np.testing.assert_allclose(by_kernel.astype(jnp.float32), flat(x).T @ flat(change), rtol=tolerance, atol=tolerance)
 
 
+def test_a_kernel_that_is_stored_narrower_is_multiplied_as_it_is():
+    x, kernel, change = drawn(2, 5, 48), drawn(48, 33, seed=1).astype(jnp.bfloat16), drawn(2, 5, 33, seed=2)
+    made, back = jax.vjp(lambda x: product(x, kernel, jnp.float32, jnp.float32), x)
+    np.testing.assert_allclose(made, np.asarray(x, np.float64) @ rounded(kernel), rtol=1e-5, atol=1e-5)
+    by_x = np.asarray(change, np.float64) @ rounded(kernel).T
+    np.testing.assert_allclose(back(change)[0], by_x, rtol=1e-5, atol=1e-5)
+
+
+def test_a_narrow_kernel_is_widened_inside_of_a_loop():
+    kernel = drawn(48, 48).astype(jnp.bfloat16)
+    looped = lambda x: jax.lax.fori_loop(0, 3, lambda _, x: product(x, kernel, jnp.float32, jnp.float32), x)
+    compiled = jax.jit(jax.grad(lambda x: looped(x).sum())).lower(drawn(5, 48)).compile().as_text()
+    entry = compiled[compiled.index("ENTRY") :]
+    assert "f32[48,48]" not in entry and "f32[48,48]" in compiled
+
+
 def test_in_float32_it_is_the_plain_product():
     x, kernel = drawn(5, 7), drawn(7, 3, seed=1)
     ours = lambda x, kernel: jnp.sin(product(x, kernel, jnp.float32, jnp.float32)).sum()

@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import flags
@@ -63,7 +64,11 @@ def test_a_type_that_weights_cannot_have_is_answered_in_a_line(home, tmp_path, c
     assert f"FROZEN_DTYPE is '{dtype}'; it is float32, bfloat16" in error and "Traceback" not in error
 
 
-def test_products_of_bfloat16_train_about_the_same_prompt(home, tmp_path):
+@pytest.mark.parametrize("quick", [True, False])
+def test_bfloat16_trains_about_the_same_prompt(home, tmp_path, monkeypatch, quick):
+    monkeypatch.setattr(device, "multiplies_bfloat16", lambda: quick)
+    factors = jnp.bfloat16 if quick else jnp.float32
+    assert device.types("bfloat16") == {"dtype": jnp.float32, "factors": factors}
     settings = {"TRAIN_STEPS": 20, "EVAL_PERIOD": 20, "LOG_PERIOD": 10, "BATCH_SIZE": 8}
     for dtype in ("float32", "bfloat16"):
         assert run(home, tmp_path / dtype, FROZEN_DTYPE=dtype, **settings) == 0

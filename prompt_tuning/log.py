@@ -143,6 +143,10 @@ class Clock:
         """The time since the last mark belonged to no step (evaluation, compilation)."""
         self._mark = time.monotonic()
 
+    def leave_out(self, seconds: float) -> None:
+        """So much of the time since the last mark belonged to no step."""
+        self._mark += seconds
+
     def window(self, steps: int) -> float:
         """Seconds that the last `steps` steps took."""
         now = time.monotonic()

@@ -4,7 +4,7 @@ Planned from a few batches and the longest example; every batch of a run then ha
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -23,7 +23,9 @@ BLOCKS = range(128, 257, 16)  # sizes to choose from
 POSITIONS_PER_BLOCK = 18.0  # what every block costs beside its positions
 POSITIONS_PER_PART = 512.0  # what every part costs beside its rows, of a T5 small on a CPU
 WIDTHS = 4  # more compute less in vain, and compile longer
-USUAL = 0.9  # share of batches, and of rows, that what is planned for them holds
+COUNTS = 4  # of rows to choose from, at most: each is a program of its own
+SAVED = 0.02  # of the rows, that one more count must save
+USUAL = 0.9  # share of rows whose targets are planned for
 
 
 def plan(
@@ -39,7 +41,7 @@ def plan(
     `longest` is the longest example (input and prompt; targets together) of all that will come, `multiple` the devices
     of the data axis. Each takes `at_once` rows at a time; or else, when packing, one row of up to `line` positions of
     which only what is filled costs; or else (neither given) all. Parts without examples are not computed, so that one R
-    holds every batch; without parts, R is one of two: of most of these batches, and of all.
+    holds every batch; without parts, a batch takes the least of a few R that holds it.
     """
     length, target_length = (round_up(n, m) for n, m in zip(longest, (16, 4), strict=True))
     block = _block(batches, multiple) if packing and line else None
@@ -58,9 +60,8 @@ def plan(
         counts = np.array([round_up(len(assign_rows(batch, shape)), multiple) for batch in batches])
         cost = float(np.mean([_cost(count, row_length, at_once) for count in counts]))
         if best is None or cost < best[0]:
-            usual, largest = int(np.ceil(np.quantile(counts, USUAL))), int(counts.max()) + packing
-            rows = sorted({round_up(n, multiple) for n in (usual, largest)})
-            best = cost, dataclasses.replace(shape, rows=tuple(rows))
+            rows = _counts(counts, round_up(int(counts.max()) + packing, multiple))
+            best = cost, dataclasses.replace(shape, rows=rows)
     assert best is not None
     shape = best[1] if at_once is None else _parted(best[1], batches, longest)
     if block is None:
@@ -84,22 +85,34 @@ def _block(batches: Sequence[Sequence[Item]], multiple: int) -> int:
 
 def _widths(lengths: np.ndarray, longest: int) -> tuple[int, ...]:
     """The widths, WIDTHS at most, that examples of such lengths are cut out at with the least to compute in vain."""
-    needed, counts = np.unique(-(-lengths // 16) * 16, return_counts=True)
+    cost = lambda width: width * (1 + width / POSITIONS_PER_PAIR)
+    return _levels(-(-lengths // 16) * 16, round_up(longest, 16), WIDTHS, cost)[1]
 
-    def cost(width: int, above: int) -> float:
-        return counts[(needed > above) & (needed <= width)].sum() * width * (1 + width / POSITIONS_PER_PAIR)
 
-    choices = sorted({*needed.tolist(), round_up(longest, 16)})
-    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}  # for all that is no longer: its cost, and widths
-    for _ in range(WIDTHS):
-        longer = [
-            (width, (paid + cost(width, above), (*widths, width)))
-            for above, (paid, widths) in best.items()
-            for width in choices
-            if width > above
+def _counts(rows: np.ndarray, most: int) -> tuple[int, ...]:
+    """The numbers of rows, COUNTS at most and the last of them `most`, to take batches in that need so many."""
+    choices = [_levels(rows, most, count, float) for count in range(1, COUNTS + 1)]
+    return min(choices, key=lambda choice: choice[0] * (1 + SAVED) ** len(choice[1]))[1]
+
+
+def _levels(needed: np.ndarray, top: int, most: int, cost: Callable[[int], float]) -> tuple[float, tuple[int, ...]]:
+    """The levels, so many at most and the last of them `top`, that cost least, and that cost.
+
+    What is needed is taken from the next level above it and costs what that does.
+    """
+    found, counts = np.unique(needed, return_counts=True)
+    paid = lambda level, above: float(counts[(found > above) & (found <= level)].sum() * cost(level))
+    best: dict[int, tuple[float, tuple[int, ...]]] = {0: (0.0, ())}  # for all that is no higher: its cost, and levels
+    choices = sorted({*found.tolist(), top})
+    for _ in range(most):
+        higher = [
+            (level, (before + paid(level, below), (*levels, level)))
+            for below, (before, levels) in best.items()
+            for level in choices
+            if level > below
         ]
-        best |= {width: min(found for at, found in longer if at == width) for width in choices}
-    return best[choices[-1]][1]
+        best |= {level: min(each for at, each in higher if at == level) for level in choices}
+    return best[top]
 
 
 def _parted(shape: Shape, batches: Sequence[Sequence[Item]], longest: tuple[int, int]) -> Shape:

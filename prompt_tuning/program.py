@@ -30,6 +30,7 @@ class Program:
         self._places = jax.tree.map(lambda leaf: leaf.sharding, state), state.step.sharding  # metrics: everywhere
         self._compiled: dict[int, Any] = {}
         self._say = say
+        self.compiling = 0.0  # seconds so far
 
     def __call__(self, state: TrainState, frozen: split.Params, batch: Batch) -> tuple[TrainState, Any]:
         """The next state and the step's metrics."""
@@ -49,6 +50,7 @@ class Program:
         compiled = step.lower(state, frozen, batch).compile()
         allocator.give_back_freed_memory()  # what loading and compiling took
         seconds, memory = time.monotonic() - started, bytes_in_words(needed(compiled))
+        self.compiling += seconds
         self._say(f"compiled{again} for {batch.rows} rows in {seconds:.0f} s; a step needs {memory}")
         return compiled
 

@@ -138,13 +138,15 @@ def _periods(
         for n, batch, waited in batches:
             if n == first and stop.is_set():  # compiling would take long, and nothing is to be saved
                 return
+            compiling = step.compiling
             state, metrics = step(state, frozen, device.put_batch(batch, opened.mesh))
+            clock.leave_out(step.compiling - compiling)  # it is not the pace of the run
             window.append((metrics, shape.padding(batch), waited))
             done = n + 1
             if done == first + 1:
                 jax.block_until_ready(state)
                 log.say(f"first step after {clock.since_start():.0f} s", "dim")
-                clock.pause()  # compiling is not the pace of the run
+                clock.pause()  # nor is what else the first step takes
             stopped = stop.after(done)
             evaluates = done % run.eval_period == 0 or done == run.train_steps
             if done % run.log_period == 0 or evaluates or stopped:
@@ -154,7 +156,7 @@ def _periods(
                 stopped = stopped or _all_given_up(state)
             if evaluates or stopped:
                 yield state, evaluates
-                clock.pause()  # nor is evaluating
+                clock.pause()
             if stopped:
                 return
 
@@ -209,13 +211,14 @@ def _ledger(opened: Opened, feed: Feed, shape: layout.Shape, state: TrainState, 
     trainable = split.count(state.trainable) if whole else sum(s.length for s in opened.slots) * base.config.emb_dim
     batch = feed.batch(first, shape)
     share = trainable / (trainable + split.count(frozen))
+    count = batch.rows if batch.in_parts or len(shape.rows) == 1 else f"{shape.rows[0]} to {shape.rows[-1]}"
     rows = {
         "base": f"{base.path} ({base.digest[:12]})" if base.step != 0 else base.path,
         "frozen": f"{split.count(frozen):,} parameters, {bytes_in_words(split.size_in_bytes(frozen))}",
         "trainable": f"{trainable:,} parameters, {bytes_in_words(4 * trainable)} ({share:.4%})",
         "devices": device.describe(opened.mesh),
         "examples": feed.described,
-        "batch": f"{len(opened.slots)} x {run.batch_size} examples in {batch.rows} rows of"
+        "batch": f"{len(opened.slots)} x {run.batch_size} examples in {count} rows of"
         f" {shape.row_length} positions, {shape.padding(batch):.0%} padding",
         "writes to": str(run.folder),
     }

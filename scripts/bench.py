@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from timed_steps import LENGTHS, PROMPT, TARGET, draw, measure, t5_1_1
+from timed_steps import LENGTHS, PROMPT, SIZES, TARGET, draw, measure, t5_1_1
 
 from prompt_tuning import allocator, device
 
@@ -40,7 +40,7 @@ COLUMNS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["small", "base"])
+    parser.add_argument("--sizes", nargs="+", default=["small", "base"], choices=SIZES)
     parser.add_argument("--texts", nargs="+", default=list(LENGTHS), choices=LENGTHS)
     parser.add_argument("--batches", nargs="+", type=int, default=[16, 32])
     parser.add_argument("--slots", nargs="+", type=int, default=[1], help="prompts trained at once, each on its batch")

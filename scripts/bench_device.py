@@ -4,8 +4,8 @@
     python scripts/bench_device.py --sizes xxl --slots 1 --remat --json device.json
 
 Frozen weights are bfloat16 and random, the prompts are of 100 vectors, text is drawn to BoolQ's lengths. Each row is a
-process of its own, so that one that does not fit says so and the next goes on. Needs jax, flax, optax and gin-config,
-but no TensorFlow, SeqIO or network.
+process of its own, so that one that does not fit says so and the next goes on. Needs jax, flax, optax, gin-config,
+jaxtyping, rich, safetensors, sentencepiece, tensorstore and msgpack, but no TensorFlow, SeqIO or network.
 """
 
 import argparse
@@ -18,12 +18,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # an uninstalled checkout will do
 
-from timed_steps import LENGTHS, measure, t5_1_1
+from timed_steps import LENGTHS, SIZES, measure, t5_1_1
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sizes", nargs="+", default=["base", "large", "xl"])
+    parser.add_argument("--sizes", nargs="+", default=["base", "large", "xl"], choices=SIZES)
     parser.add_argument("--text", default="boolq", choices=LENGTHS)
     parser.add_argument("--batch", type=int, default=32, help="examples of each slot")
     parser.add_argument("--slots", nargs="+", type=int, default=[1, 8])

@@ -12,7 +12,7 @@ import math
 import time
 
 import numpy as np
-from timed_steps import LENGTHS, PROMPT, draw, random_frozen, start, t5_1_1
+from timed_steps import LENGTHS, PROMPT, SIZES, draw, random_frozen, start, t5_1_1
 
 from prompt_tuning import allocator, device, infer
 from prompt_tuning.slots import Slot
@@ -32,7 +32,7 @@ class Spelling:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--size", default="small", choices=("small", "base", "large", "xl", "xxl"))
+    parser.add_argument("--size", default="small", choices=SIZES)
     parser.add_argument("--texts", nargs="+", default=list(LENGTHS), choices=LENGTHS)
     parser.add_argument("--dtypes", nargs="+", default=["float32"], choices=("float32", "bfloat16"))
     parser.add_argument("--examples", type=int, default=1024)

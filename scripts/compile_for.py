@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("device", help="v5e:2x4, v5p:2x2x1, v6e:2x2, ..., h100 or h100:N")
     parser.add_argument("--devices", type=int, help="only so many of them")
     parser.add_argument("--model_parallel", type=int, default=1, help="as MODEL_PARALLEL")
-    parser.add_argument("--sizes", nargs="+", default=["base", "large", "xl"])
+    parser.add_argument("--sizes", nargs="+", default=["base", "large", "xl"], choices=timed_steps.SIZES)
     parser.add_argument("--batch", type=int, default=32, help="examples of each slot")
     parser.add_argument("--slots", nargs="+", type=int, default=[1])
     parser.add_argument("--remat", action="store_true", help="as REMAT")
@@ -123,7 +123,8 @@ def step(
     wide = {"dtype": jnp.dtype(jnp.bfloat16), "factors": None, "remat": remat}
     config = dataclasses.replace(timed_steps.t5_1_1(size), **wide)
     groups, shape = timed_steps.laid_out(mesh, "boolq", batch, slots, 3, rows_at_once)
-    packed = layout.pack(groups[0], shape, timed_steps.PROMPT)
+    fullest = max(groups, key=lambda group: sum(item.length for item in group))
+    packed = layout.pack(fullest, shape, timed_steps.PROMPT)
     state, optimizer = timed_steps.start(config, slots)
     model = Model(config, slots, timed_steps.PROMPT, shape.filled)
     pure = jax.jit(functools.partial(train_step, model=model, optimizer=optimizer), donate_argnums=0)
@@ -131,7 +132,7 @@ def step(
     with device.on(mesh):
         program = pure.lower(*given).compile()
         seconds, room, estimate = time.perf_counter() - started, _room(mesh), None
-        useful = timed_steps.useful_flops(config, groups[0]) / mesh.size
+        useful = timed_steps.useful_flops(config, fullest) / mesh.size
         if mesh.devices.flat[0].platform == "tpu":
             each = packed.rows // mesh.shape["data"]
             if packed.in_parts:
@@ -140,7 +141,7 @@ def step(
             cycles += each * _cycles_of_attention(kind, config, model_parallel, shape.row_length)
             estimate = useful / (cycles * _flops_a_cycle())
     return {
-        "rows": f"{shape.rows[-1]} of {shape.row_length}", "padding": shape.padding(packed),
+        "rows": f"{packed.rows} of {shape.row_length}", "padding": shape.padding(packed),
         "gib": needed(program) / 2**30, "room_gib": room / 2**30, "tflop": useful / 1e12, "estimate": estimate,
         "compile_s": seconds,
     }  # fmt: skip

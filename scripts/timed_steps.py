@@ -22,13 +22,14 @@ from prompt_tuning.program import needed
 from prompt_tuning.stack import T5Config
 from prompt_tuning.step import Model, TrainState, train_step
 
+SIZES = ("tiny", "small", "base", "large", "xl", "xxl")
 PROMPT, TARGET = 100, 3
 LENGTHS = {"sst2": (2.0, 13.0), "rte": (2.2, 75.0), "boolq": (3.5, 155.0)}  # shape and mean of a gamma, in tokens
 LONGEST = 412  # with the prompt, the 512 positions the papers pad to
 
 
 def t5_1_1(size: str, dtype: str | None = None) -> T5Config:
-    """small, base, large, xl or xxl, with frozen weights of `dtype`; None: the type they have on this machine."""
+    """One of SIZES, with frozen weights of `dtype`; None: the type they have on this machine."""
     gin.clear_config()
     gin.parse_config_file(str(configure.gin_folder() / f"models/t5_1_1_{size}.gin"))
     return T5Config(**device.types(dtype or device.frozen_dtype()))
@@ -51,7 +52,7 @@ def measure(
     scan_layers: bool = False,
     dtype: str | None = None,
 ) -> dict[str, float]:
-    """Mean over `steps` steps, after a first one, of `slots` prompts that are each trained on `batch` examples.
+    """Mean over `steps` steps, after a first one of each program, of `slots` prompts, each on `batch` examples.
 
     Frozen weights are stored as `dtype`; None: as what is multiplied.
     """
@@ -70,14 +71,16 @@ def measure(
     alone = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("data",))  # else each device would compute the product
     with device.on(mesh):
         started = time.perf_counter()
-        step = step.lower(state, frozen, device.put_batch(batches[0], mesh)).compile()
+        of_each_size = {one.rows: device.put_batch(one, mesh) for one in batches}
+        programs = {rows: step.lower(state, frozen, one).compile() for rows, one in of_each_size.items()}
         compile_s = time.perf_counter() - started
         allocator.give_back_freed_memory()  # as a run does
-        state, _ = jax.block_until_ready(step(state, frozen, device.put_batch(batches[0], mesh)))
+        for rows, one in of_each_size.items():
+            state, _ = jax.block_until_ready(programs[rows](state, frozen, one))
         seconds, peaks = [], []
         for one in batches[1:]:
             started = time.perf_counter()
-            state, _ = jax.block_until_ready(step(state, frozen, device.put_batch(one, mesh)))
+            state, _ = jax.block_until_ready(programs[one.rows](state, frozen, device.put_batch(one, mesh)))
             seconds.append(time.perf_counter() - started)
             with jax.set_mesh(alone):
                 peaks.append(_peak(config))
@@ -88,8 +91,8 @@ def measure(
         "examples_per_s": slots * batch / second, "tokens_per_s": statistics.fmean(tokens) / second,
         "padding": statistics.fmean(shape.padding(one) for one in batches[1:]),
         "gflops": statistics.fmean(work) / second / 1e9, "of_peak": statistics.fmean(work) / second / peak,
-        "memory_gib": (device.peak_memory() or 0) / 2**30, "planned_gib": needed(step) / 2**30, "compile_s": compile_s,
-        "save_kb": sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e3, "seconds": second,
+        "memory_gib": (device.peak_memory() or 0) / 2**30, "planned_gib": max(map(needed, programs.values())) / 2**30,
+        "compile_s": compile_s, "save_kb": sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e3, "seconds": second,
         "peak_gflops": peak / 1e9,
     }  # fmt: skip
 
@@ -97,12 +100,12 @@ def measure(
 def laid_out(
     mesh: jax.sharding.Mesh, text: str, batch: int, slots: int, steps: int, rows_at_once: int | None
 ) -> tuple[list[Sequence[Item]], layout.Shape]:
-    """Batches for a first step and `steps` more, and the shape that holds each of them."""
+    """Batches for a first step and `steps` more, and the shape they are packed in."""
     groups = [_items(text, batch, slots, step) for step in range(steps + 1)]
     longest = max(item.length for group in groups for item in group), TARGET
     devices, line = mesh.shape["data"], device.line(mesh)
     shape = planning.plan(groups, longest, multiple=devices, at_once=rows_at_once, line=line)
-    return groups, shape if shape.at_once else dataclasses.replace(shape, rows=shape.rows[-1:])
+    return groups, shape
 
 
 def useful_flops(config: T5Config, group: Sequence[Item]) -> float:

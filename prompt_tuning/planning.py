@@ -60,8 +60,8 @@ def plan(
         counts = np.array([round_up(len(assign_rows(batch, shape)), multiple) for batch in batches])
         cost = float(np.mean([_cost(count, row_length, at_once) for count in counts]))
         if best is None or cost < best[0]:
-            rows = _counts(counts, round_up(int(counts.max()) + packing, multiple))
-            best = cost, dataclasses.replace(shape, rows=rows)
+            spare = round_up(int(counts.max()) + packing, multiple)  # for a batch that needs a row more than these
+            best = cost, dataclasses.replace(shape, rows=tuple(sorted({*_counts(counts), spare})))
     assert best is not None
     shape = best[1] if at_once is None else _parted(best[1], batches, longest)
     if block is None:
@@ -89,9 +89,9 @@ def _widths(lengths: np.ndarray, longest: int) -> tuple[int, ...]:
     return _levels(-(-lengths // 16) * 16, round_up(longest, 16), WIDTHS, cost)[1]
 
 
-def _counts(rows: np.ndarray, most: int) -> tuple[int, ...]:
-    """The numbers of rows, COUNTS at most and the last of them `most`, to take batches in that need so many."""
-    choices = [_levels(rows, most, count, float) for count in range(1, COUNTS + 1)]
+def _counts(rows: np.ndarray) -> tuple[int, ...]:
+    """The numbers of rows, COUNTS at most, to take batches in that need so many."""
+    choices = [_levels(rows, int(rows.max()), count, float) for count in range(1, COUNTS + 1)]
     return min(choices, key=lambda choice: choice[0] * (1 + SAVED) ** len(choice[1]))[1]
 
 

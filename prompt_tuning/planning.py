@@ -23,7 +23,7 @@ BLOCKS = range(128, 257, 16)  # sizes to choose from
 POSITIONS_PER_BLOCK = 18.0  # what every block costs beside its positions
 POSITIONS_PER_PART = 512.0  # what every part costs beside its rows, of a T5 small on a CPU
 WIDTHS = 4  # more compute less in vain, and compile longer
-COUNTS = 4  # of rows to choose from, at most: each is a program of its own
+COUNTS = 2  # of rows to choose from, at most: each is a program of its own, which takes seconds to minutes to compile
 SAVED = 0.02  # of the rows, that one more count must save
 USUAL = 0.9  # share of rows whose targets are planned for
 

@@ -156,7 +156,7 @@ def _periods(
                 stopped = stopped or _all_given_up(state)
             if evaluates or stopped:
                 yield state, evaluates
-                clock.pause()
+                clock.pause()  # nor is evaluating
             if stopped:
                 return
 

@@ -26,13 +26,15 @@ MOST = 32  # steps that are kept; those written first go first
 def step(pure: Step, told: Mapping[str, Any], state: Any, frozen: Any, batch: Any) -> Step:
     """`pure(state, frozen, batch)`, the next state and metrics, or what an earlier start has traced of it.
 
-    `told` is everything that `pure` computes with beside its arguments, and the code.
+    `told` is everything that `pure` computes with beside its arguments, and the code; a step of something that only an
+    address tells from others (a function) is not kept.
     """
     folder = jax.config.values["jax_compilation_cache_dir"]
     alone = jax.default_backend() == "cpu" and jax.process_count() == 1
-    if not (folder and alone and made_from.nothing_else_loaded()):
+    plain = json.dumps(told, sort_keys=True, default=repr)
+    if not (folder and alone and made_from.nothing_else_loaded()) or " at 0x" in plain:
         return pure
-    path = Path(folder) / "traced" / _key(told, (state, frozen, batch))
+    path = Path(folder) / "traced" / _key(plain, (state, frozen, batch))
     leaves, tree = jax.tree.flatten((state, frozen, batch))
     if (found := _read(path)) is None:
         names: list[str] = []
@@ -54,11 +56,10 @@ def step(pure: Step, told: Mapping[str, Any], state: Any, frozen: Any, batch: An
     return train_step
 
 
-def _key(told: Mapping[str, Any], arguments: Any) -> str:
+def _key(plain: str, arguments: Any) -> str:
     settings = {name: repr(value) for name, value in jax.config.values.items() if "cache" not in name}
     leaves = [f"{jax.typeof(leaf)} {leaf.sharding}" for leaf in jax.tree.leaves(arguments)]
     flags = {name: os.environ.get(name) for name in ("XLA_FLAGS", "LIBTPU_INIT_ARGS")}
-    plain = json.dumps(told, sort_keys=True, default=repr)  # what has no name has an address, and is never found again
     return made_from.digest([plain, settings, flags, leaves, str(jax.tree.structure(arguments)), made_from.code()])
 
 

@@ -8,10 +8,10 @@ import numpy as np
 
 from prompt_tuning import layout, prompt_file
 from prompt_tuning.errors import UserError, nearest
+from prompt_tuning.examples import LENGTHS
 from prompt_tuning.slots import Slot
 
 PLACEMENTS = {p.__name__: p for p in (layout.front, layout.after_bos, layout.behind)}
-INPUT_LENGTH = 512  # tokens that inputs are cut to, where a card does not say
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,12 @@ class Entry:
     @property
     def input_length(self) -> int:
         """Tokens that its inputs are cut to."""
-        return self.card.input_length or INPUT_LENGTH
+        return self.card.input_length or LENGTHS["inputs"]
+
+    @property
+    def target_length(self) -> int:
+        """Tokens of an answer that it writes, at most: as many as it was trained to write, and no fewer than usual."""
+        return max(self.card.target_length or 0, LENGTHS["targets"])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -115,12 +115,12 @@ class StreamedData(Feed):
         self.turns = Turns([rate for _, rate in drawn], opened.slots[0].seed)
         self._next = -1
         self._streams: list[Iterator] = []
-        self._planned: dict[int, list[Item]] = {}  # the steps that `plan` looks at, so that they are read once
+        self._read: dict[int, list[Item]] = {}  # the last step, and those that `plan` looks at: they are read once
 
     def items(self, step: int) -> list[Item]:
-        """Quick for the step after the last one asked for; any other is read for from the start."""
-        if step in self._planned:
-            return self._planned[step]
+        """Quick for the last step asked for, and the next; any other is read for from the start."""
+        if step in self._read:
+            return self._read[step]
         start = step * self.run.batch_size
         if step != self._next:
             seed = self.opened.slots[0].seed
@@ -128,8 +128,7 @@ class StreamedData(Feed):
             self._streams = [task.stream(self.split, seed, n) for task, n in zip(self.tasks, passed, strict=True)]
         self._next = step + 1
         taken = self._taken(self._streams, start, self.run.batch_size)
-        if step < SAMPLED:
-            self._planned[step] = taken
+        self._read = {n: items for n, items in self._read.items() if n < SAMPLED} | {step: taken}
         return taken
 
     def told(self, step: int, slot: int) -> str:

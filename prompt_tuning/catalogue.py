@@ -14,10 +14,9 @@ from rich.table import Table
 from rich.text import Text
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.examples import Mixture, Task
+from prompt_tuning.examples import LENGTHS, Mixture, Task
 from prompt_tuning.vocabulary import Vocabulary
 
-LENGTHS = {"inputs": 512, "targets": 62}
 MEASURED = 5000  # examples of a split whose tokens are counted
 PERCENTILES = (50, 90, 99, 100)
 BLUNT = 160  # characters shown of each end of a long text

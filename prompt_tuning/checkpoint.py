@@ -220,8 +220,8 @@ def _refuse_other(folder: Path, saved: dict[str, Any], wanted: dict[str, Any]) -
             f" {wanted['base_digest'][:12]}). Give its own INITIAL_CHECKPOINT_PATH, or another MODEL_DIR."
         )
     old, new = saved["settings"], wanted["settings"]
-    changed = [
-        f"{key} was {old.get(key)} and is {new.get(key)}" for key in sorted(old | new) if old.get(key) != new.get(key)
+    changed = [  # what an older version did not record is not compared
+        f"{key} was {value} and is {new.get(key)}" for key, value in sorted(old.items()) if value != new.get(key)
     ]
     if changed:
         raise UserError(

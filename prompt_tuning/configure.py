@@ -1,6 +1,7 @@
 """gin files and T5X's flags: found from a checkout or a wheel, in any order, the nearest name for a wrong one."""
 
 import ast
+import contextlib
 import inspect
 import logging
 import re
@@ -117,9 +118,31 @@ def is_configured(name: str) -> bool:
     return any(selector.split(".")[-1] == name and values for (_, selector), values in gin.config._CONFIG.items())
 
 
+def word(value: Any) -> str:
+    """What a gin file calls a function, with its scope where it has one (`short/linear_warmup`); else the value."""
+    name = getattr(value, "__name__", None)
+    return "/".join([*_scopes(value), name]) if name else str(value)
+
+
 def bound(function: Any) -> dict[str, Any]:
-    """The parameters that gin gives to a configurable function, references resolved; none if it knows it not."""
-    try:
-        return dict(gin.get_bindings(getattr(function, "__name__", str(function))))
-    except ValueError:
+    """The parameters that gin gives to a configurable function, as plain values; none if gin knows it not."""
+    if not hasattr(function, "__name__"):
         return {}
+    for selector in (f"{function.__module__}.{function.__name__}", function.__name__):
+        with contextlib.suppress(ValueError), gin.config_scope(_scopes(function) or None):
+            return {name: plain(value) for name, value in gin.get_bindings(selector).items()}
+    return {}
+
+
+def plain(value: Any) -> Any:
+    """A value, or of a function its word, and what gin gives to it."""
+    if not callable(value) or not hasattr(value, "__name__"):
+        return value
+    given = bound(value)
+    return {word(value): given} if given else word(value)
+
+
+def _scopes(function: Any) -> list[str]:
+    """Of `@short/linear_warmup`, which gin wraps in a function that enters the scope: ["short"]."""
+    held = inspect.getclosurevars(function).nonlocals if inspect.isfunction(function) else {}
+    return list(held.get("scope_components", ()))

@@ -16,10 +16,9 @@ import numpy as np
 
 from prompt_tuning import fields, made_from, quiet
 from prompt_tuning.errors import UserError, nearest
-from prompt_tuning.examples import Examples, Mixture, Ragged
+from prompt_tuning.examples import LENGTHS, Examples, Mixture, Ragged
 from prompt_tuning.vocabulary import Vocabulary, flatten, warn_of_cut
 
-LENGTHS = {"inputs": 512, "targets": 62}  # T5's lengths for SuperGLUE
 READ_BATCH = 1024  # examples handed from TensorFlow to numpy at a time
 SHUFFLED = 10_000  # examples of a stream that are shuffled among one another
 

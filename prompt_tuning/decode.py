@@ -14,7 +14,6 @@ from typing import NamedTuple
 import gin
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from prompt_tuning.decoder import Cache, Cross, empty_cache, regroup
@@ -45,12 +44,6 @@ class Sources(NamedTuple):
     def present(self) -> Bool[Array, "N"]:
         """False for the examples that a last batch lacks."""
         return self.seen.any(1)
-
-
-def longest(batch: Batch, multiple: int = 16) -> int:
-    """`source_length` for a batch on the host: its longest example, rounded up so that few lengths get compiled."""
-    length = int(np.where(batch.encoder_segments > 0, batch.encoder_positions + 1, 1).max(initial=1))
-    return -(-length // multiple) * multiple
 
 
 def unpack(

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -57,7 +58,7 @@ def make_mesh(model_parallel: int = 1, whole_model: bool = False) -> Mesh:
     A `whole_model` is trained on one of the devices that share a CPU: each would hold and change a copy.
     """
     devices = jax.devices()
-    if whole_model and _sharing() == SHARING:
+    if whole_model and _sharing() == SHARING and devices[0].platform == "cpu":
         devices = devices[:1]
     if model_parallel < 1 or len(devices) % model_parallel:
         raise UserError(f"MODEL_PARALLEL={model_parallel} does not divide the {len(devices)} devices there are.")
@@ -96,8 +97,14 @@ def _over_data(f: Callable[..., Any], then: Callable, out: PartitionSpec, batch:
 
 
 def frozen_shardings(config: T5Config, mesh: Mesh) -> Any:
-    """Where each parameter of a T5 stands, as T5X shards it."""
-    rules = dict(RULES)
+    """Where each parameter of a T5 stands, as T5X shards it.
+
+    Raises UserError where the devices of the model axis cannot share out what it divides.
+    """
+    rules, parts = dict(RULES), mesh.shape["model"]
+    for name, count in {"heads": config.num_heads, "MLP columns": config.mlp_dim, "pieces": config.vocab_size}.items():
+        if count % parts:
+            raise UserError(f"MODEL_PARALLEL={parts} does not divide this model's {count:,} {name}: choose another.")
     place = lambda axes: NamedSharding(mesh, PartitionSpec(*(rules[axis] for axis in axes)))
     return jax.tree.map(place, parameter_axes(config), is_leaf=lambda x: isinstance(x, PartitionSpec))
 
@@ -227,7 +234,7 @@ def peak_memory() -> int | None:
         import resource
     except ImportError:  # Windows
         return None
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def keep_compiled_programs(folder: str | None) -> None:

@@ -26,7 +26,8 @@ Metrics = dict[str, float]
 def evaluate_run(run: Run, files: Sequence[str] = ()) -> list[Metrics]:
     """Prints the metrics on EVAL_SPLIT of each slot, or of the prompts in `files`, and of those of one task together.
 
-    Of a run that tuned a whole model, that model is scored.
+    Of a run that tuned a whole model, that model is scored; of one that was not trained yet and whose PROMPT_INIT is
+    `@from_file`, that file.
     With a MODEL_DIR they are added to its `eval.jsonl`.
     """
     prompts = _named(files)
@@ -116,11 +117,12 @@ def _record(
 
 
 def _of_run(opened: Opened) -> tuple[np.ndarray, list[str]]:
-    """The bank to score and the step each prompt is of; a prompt that is not there is an error."""
+    """The bank to score and the step each prompt is of; where nothing was trained, the files that PROMPT_INIT names."""
     run = opened.run
-    if any(getattr(slot.init, "__name__", "") == inits.from_file.__name__ for slot in opened.slots):
+    trained = run.model_dir and (run.folder / "checkpoints").is_dir() and Checkpointer(run.folder).latest is not None
+    if not trained and all(getattr(slot.init, "__name__", "") == inits.from_file.__name__ for slot in opened.slots):
         return opened.start_bank(), ["file"] * len(opened.slots)
-    if not (run.folder / "checkpoints").is_dir() or Checkpointer(run.folder).latest is None:
+    if not trained:
         raise UserError(
             f"There is no checkpoint in {run.folder}. Train first, or type --prompts FILE ... to score prompts from"
             " files."
@@ -159,7 +161,7 @@ def _named(files: Sequence[str]) -> dict[str, Prompt]:
     names = {path: name_of(path, prompt.card) for path, prompt in prompts.items()}
     counts = collections.Counter(names.values())
     alike = [path for path in prompts if counts[names[path]] > 1]
-    shared = os.path.commonpath([Path(path).parent for path in alike]) if alike else ""
+    shared = os.path.commonpath([Path(path).absolute().parent for path in alike]) if alike else ""
     told = lambda path: os.path.relpath(path, shared) if path in alike else names[path]
     return {told(path): prompt for path, prompt in prompts.items()}
 

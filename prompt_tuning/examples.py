@@ -6,6 +6,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+LENGTHS = {"inputs": 512, "targets": 62}  # tokens at most, EOS included: T5's for SuperGLUE
+
 
 @dataclasses.dataclass(frozen=True)
 class Ragged:

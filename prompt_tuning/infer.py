@@ -12,7 +12,7 @@ import numpy as np
 
 from prompt_tuning import decode, device, layout, planning, split
 from prompt_tuning.errors import UserError
-from prompt_tuning.examples import Examples
+from prompt_tuning.examples import LENGTHS, Examples
 from prompt_tuning.slots import Slot
 from prompt_tuning.step import Model, score_targets
 from prompt_tuning.vocabulary import Vocabulary
@@ -51,7 +51,7 @@ class Answerer:
     vocabulary: Vocabulary
     mesh: Any
     batch_size: int = 64
-    target_length: int = 62
+    target_length: int = LENGTHS["targets"]  # tokens of an answer that is written, at most
     packing: bool = True
     shape: layout.Shape | None = None  # of every batch, for what must not compile again; None: what costs least
     progress: Progress = lambda batches, total: batches
@@ -86,9 +86,9 @@ class Answerer:
             pack = lambda group: self._packed(group, shape)
         else:
             longest = max(item.length for item in items), max(max(item.target_length for item in items), 1)
-            shape = planning.plan(groups, longest, self.packing, self.mesh.shape["data"], line=line)
-            shape = dataclasses.replace(shape, rows=shape.rows[-1:])
-            pack = lambda group: layout.pack(group, shape, self.model.length, min(self.batch_size, len(items)))
+            shape = planning.plan(groups, longest, self.packing, self.mesh.shape["data"], line=line, more=False)
+            examples, each = min(self.batch_size, len(items)), max(len(item.targets) for item in items)
+            pack = lambda group: layout.pack(group, shape, self.model.length, examples, each)
         for group in self.progress(groups, len(groups)):
             yield group, pack(group), shape
 
@@ -110,7 +110,7 @@ class Answerer:
 
     def source_length(self, items: list[layout.Item]) -> int:
         """A bound on the length of these items (prompt and input) that few batches differ in."""
-        return self.shape.row_length if self.shape else -(-max(item.length for item in items) // 16) * 16
+        return self.shape.row_length if self.shape else layout.round_up(max(item.length for item in items), 16)
 
     def empty_batches(self) -> Iterable[layout.Batch]:
         """A batch without examples of every size that `shape` names: what there is to compile."""
@@ -120,9 +120,8 @@ class Answerer:
             yield device.put_batch(batch, self.mesh)
 
     def _packed(self, group: list[layout.Item], shape: layout.Shape) -> layout.Batch:
-        batch = layout.pack(group, shape, self.model.length, self.batch_size)
-        most = self.batch_size * shape.target_length  # labels of one token each: any number of them is this shape
-        return batch._replace(target_examples=np.resize(batch.target_examples, most))
+        most = shape.target_length  # labels of one token each: any number of them is this shape
+        return layout.pack(group, shape, self.model.length, self.batch_size, most)
 
 
 def _numbered(batch: layout.Batch, scores: np.ndarray) -> Iterable[tuple[int, float]]:

@@ -225,9 +225,17 @@ def _write(path: Path, content: bytes) -> bool:
 def _forget_oldest(kept: Path) -> None:
     """Removes what was not used for longest while all that is kept is too much, but not the task at `kept`."""
     with contextlib.suppress(OSError):
-        used = {place: (place / MANIFEST).stat().st_mtime for place in kept.parent.iterdir()}
+        used = {place: _last_used(place) for place in kept.parent.iterdir()}
         sizes = {place: sum(file.stat().st_size for file in place.iterdir()) for place in used}
         for place in sorted(used, key=lambda place: used[place]):
             if place != kept and sum(sizes.values()) > MOST_BYTES:
                 shutil.rmtree(place, ignore_errors=True)
                 del sizes[place]
+
+
+def _last_used(place: Path) -> float:
+    """The time of a task's manifest; of one that was never finished, or is being removed, before all times."""
+    try:
+        return (place / MANIFEST).stat().st_mtime
+    except OSError:
+        return 0.0

@@ -150,18 +150,21 @@ def assign_rows(items: Sequence[Item], shape: Shape) -> list[list[int]]:
     return rows
 
 
-def pack(items: Sequence[Item], shape: Shape, bank_length: int = 0, examples: int | None = None) -> Batch:
+def pack(
+    items: Sequence[Item], shape: Shape, bank_length: int = 0, examples: int | None = None, each: int | None = None
+) -> Batch:
     """Lays a batch out in the fewest of `shape.rows` that hold it (or a few more rows if none does).
 
-    `bank_length` is P of the bank, `examples` is N if the batch may be smaller than that (a last batch). With
-    `shape.at_once`, the batch is in parts of so many rows, each a batch of its own, on a new first axis of every array;
-    every device has as many of them, those that hold something first. Raises ValueError for an item longer than a row.
+    `bank_length` is P of the bank, `examples` is N if the batch may be smaller than that (a last batch), and there is
+    room for `each` targets of every example, if some may have fewer. With `shape.at_once`, the batch is in parts of so
+    many rows, each a batch of its own, on a new first axis of every array; every device has as many of them, those that
+    hold something first. Raises ValueError for an item longer than a row.
     """
     for i, item in enumerate(items):
         if item.length > shape.row_length or item.target_length > shape.target_length:
             found = f"{item.length} + {item.target_length}"
             raise ValueError(f"example {i} has {found} positions, a row {shape.row_length} + {shape.target_length}")
-    each = max((len(item.targets) for item in items), default=1)
+    each = each or max((len(item.targets) for item in items), default=1)
     if shape.at_once is None:
         rows = assign_rows(items, shape)
         count = next((r for r in shape.rows if r >= len(rows)), round_up(len(rows), 4 * shape.multiple))

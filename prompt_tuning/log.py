@@ -68,15 +68,16 @@ class Log:
             self.say(f"{name:>{width}}  {text}")
 
     def train(self, step: int, total: int, record: Mapping[str, Any], left: float) -> None:
-        """One line of the table, and the record behind it: loss is each slot's."""
+        """One line of the table, and the record behind it: loss and learning rate are each slot's."""
         if self._lines % 20 == 0:
             self.say(" ".join(f"{name:>{width}}" for name, width in zip(COLUMNS, WIDTHS, strict=True)), "dim")
         self._lines += 1
+        rates = [f"{rate:.3g}" for rate in sorted({*record["learning_rate"].values()})]
         losses = [loss for loss in record["loss"].values() if loss is not None] or [math.nan]
         cells = (
             f"{step}/{total}",
             f"{math.fsum(losses) / len(losses):.4f}",
-            f"{record['learning_rate']:.3g}",
+            " to ".join(rates[:: max(len(rates) - 1, 1)]),  # the lowest and the highest
             "?" if record["examples_per_second"] is None else f"{record['examples_per_second']:.1f}",
             f"{100 * record['padding']:.0f} %",
             bytes_in_words(record["memory"]),

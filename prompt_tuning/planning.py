@@ -26,6 +26,7 @@ WIDTHS = 4  # more compute less in vain, and compile longer
 COUNTS = 2  # of rows to choose from, at most: each is a program of its own, which takes seconds to minutes to compile
 SAVED = 0.02  # of the rows, that one more count must save
 USUAL = 0.9  # share of rows whose targets are planned for
+SAMPLE = 16  # batches that the row length is chosen by, at most: all lengths are tried
 
 
 def plan(
@@ -35,13 +36,15 @@ def plan(
     multiple: int = 1,
     at_once: int | None = None,
     line: int | None = None,
+    more: bool = True,
 ) -> Shape:
     """A shape for batches like these: the row length, and the rows taken at a time, that cost least.
 
     `longest` is the longest example (input and prompt; targets together) of all that will come, `multiple` the devices
     of the data axis. Each takes `at_once` rows at a time; or else, when packing, one row of up to `line` positions of
     which only what is filled costs; or else (neither given) all. Parts without examples are not computed, so that one R
-    holds every batch; without parts, a batch takes the least of a few R that holds it.
+    holds every batch; without parts, a batch takes the least of a few R that holds it, one of them spare if `more`
+    batches than these will come, or (else) the one R that holds the largest.
     """
     length, target_length = (round_up(n, m) for n, m in zip(longest, (16, 4), strict=True))
     block = _block(batches, multiple) if packing and line else None
@@ -52,22 +55,37 @@ def plan(
     else:
         lengths = sorted({length, *(s for s in range(128, 1025, 64) if s >= length)})
         lengths = sorted({round_up(length, block or 1) for length in lengths})
-    best: tuple[float, Shape] | None = None
-    for row_length in lengths:
-        shape = Shape(row_length, target_length, (1,), None if packing else 1, multiple, at_once)
-        if packing:
-            shape = dataclasses.replace(shape, target_length=max(target_length, _target_room(batches, shape)))
-        counts = np.array([round_up(len(assign_rows(batch, shape)), multiple) for batch in batches])
-        cost = float(np.mean([_cost(count, row_length, at_once) for count in counts]))
-        if best is None or cost < best[0]:
-            spare = round_up(int(counts.max()) + packing, multiple)  # for a batch that needs a row more than these
-            best = cost, dataclasses.replace(shape, rows=tuple(sorted({*_counts(counts), spare})))
-    assert best is not None
-    shape = best[1] if at_once is None else _parted(best[1], batches, longest)
+    few = batches[:: -(-len(batches) // SAMPLE)]
+    shapes = [_of_length(row_length, target_length, few, packing, multiple, at_once) for row_length in lengths]
+    costs = [_cost(_rows_needed(few, shape), shape) for shape in shapes] if len(shapes) > 1 else [0.0]
+    shape = shapes[int(np.argmin(costs))]
+    if at_once is not None:
+        shape = _parted(shape, batches, longest)
+    else:
+        counts = _rows_needed(batches, shape)
+        largest = int(counts.max())
+        spare = round_up(largest + packing, multiple)  # for a batch that needs a row more than these
+        rows = sorted({*_counts(counts), spare}) if more else [largest]
+        shape = dataclasses.replace(shape, rows=tuple(rows))
     if block is None:
         return shape
     of_items = np.array([item.length for batch in batches for item in batch])
     return dataclasses.replace(shape, filled=Filled(_widths(of_items, longest[0]), longest[1], block))
+
+
+def _of_length(
+    row_length: int, target_length: int, batches: Sequence[Sequence[Item]], packing: bool, multiple: int,
+    at_once: int | None,
+) -> Shape:  # fmt: skip
+    """A shape of that row length, with room for most rows' targets."""
+    shape = Shape(row_length, target_length, (1,), None if packing else 1, multiple, at_once)
+    room = _target_room(batches, shape) if packing else 0
+    return dataclasses.replace(shape, target_length=max(target_length, room))
+
+
+def _rows_needed(batches: Sequence[Sequence[Item]], shape: Shape) -> np.ndarray:
+    """The rows of each batch, which the devices share out evenly."""
+    return np.array([round_up(len(assign_rows(batch, shape)), shape.multiple) for batch in batches])
 
 
 def _loads(batches: Sequence[Sequence[Item]], multiple: int) -> list[int]:
@@ -134,10 +152,13 @@ def _target_room(batches: Sequence[Sequence[Item]], shape: Shape) -> int:
     return round_up(int(np.quantile(rows, USUAL)), 4)
 
 
-def _cost(rows: int, row_length: int, at_once: int | None) -> float:
-    """Of a step, in positions: a row costs that of its positions and of its pairs of positions, a part something more.
+def _cost(rows: np.ndarray, shape: Shape) -> float:
+    """Of a step with so many rows, in positions, on the mean.
 
-    Attention computes every pair of a row's positions, whether masked or not.
+    A row costs that of its positions and of its pairs of positions, a part something more. Attention computes every
+    pair of a row's positions, whether masked or not.
     """
-    one = row_length * (1 + row_length / POSITIONS_PER_PAIR)
-    return -(-rows // at_once) * (POSITIONS_PER_PART + at_once * one) if at_once else rows * one
+    one = shape.row_length * (1 + shape.row_length / POSITIONS_PER_PAIR)
+    parts, at_once = (-(-rows // shape.at_once), shape.at_once) if shape.at_once else (rows, 1)
+    each = one * at_once + (POSITIONS_PER_PART if shape.at_once else 0)
+    return float(np.mean(parts * each))

@@ -17,6 +17,7 @@ from prompt_tuning import device, infer, layout, prompt_file
 from prompt_tuning.bank import Bank, Entry, name_of
 from prompt_tuning.base import Base, load_base
 from prompt_tuning.errors import UserError
+from prompt_tuning.examples import LENGTHS
 from prompt_tuning.progress import bar
 from prompt_tuning.records import parsed
 from prompt_tuning.slots import Slot
@@ -64,7 +65,7 @@ class PromptTuned:
         model, free = Model(base.config, slots, length), Slot(length=length)
         if shape:
             devices = mesh.shape["data"]  # rows are divided among them
-            shape = dataclasses.replace(shape, rows=tuple(sorted({-(-r // devices) * devices for r in shape.rows})))
+            shape = dataclasses.replace(shape, rows=tuple(sorted({layout.round_up(r, devices) for r in shape.rows})))
         self._answerer = infer.Answerer(
             model, (free,) * slots, ((),) * slots, vocabulary, mesh, batch_size, shape=shape
         )  # fmt: skip
@@ -108,7 +109,9 @@ class PromptTuned:
         pairs = zip(bank.entries, self._answerer.slots, strict=True)
         slots = [entry.slot if entry else free for entry, free in pairs]
         labels = [entry.labels if entry else () for entry in bank.entries]
-        return Now(bank, params, dataclasses.replace(self._answerer, slots=slots, labels=labels))
+        longest = max((entry.target_length for entry in bank.entries if entry), default=LENGTHS["targets"])
+        answerer = dataclasses.replace(self._answerer, slots=slots, labels=labels, target_length=longest)
+        return Now(bank, params, answerer)
 
     @property
     def bank(self) -> Bank:
@@ -147,9 +150,10 @@ class PromptTuned:
                 f"The prompt {called} was tuned on a base with other weights ({loaded.card.base}, digest"
                 f" {digest[:12]}; {self.base.path} has {self.base.digest[:12]}). Choose the base it was tuned on."
             )
-        self._check_labels(ranked, called)
         with self._changing:
-            self._set(self.bank.add(loaded, called, ranked))
+            bank = self.bank.add(loaded, called, ranked)
+            self._check_labels(ranked, bank.entry(called))
+            self._set(bank)
         return called
 
     def remove(self, name: str) -> None:
@@ -195,8 +199,9 @@ class PromptTuned:
 
     def compile_ahead(self, writing: bool = True) -> None:
         """Compiles all that fixed-shape answering will run (`shape` was given), so that nothing compiles later."""
+        _, params, answerer = self.now
         with device.on(self.mesh):
-            infer.compile_ahead(self._answerer, self._now[1], writing)
+            infer.compile_ahead(answerer, params, writing)
 
     def _question(self, bank: Bank, request: Request) -> infer.Question:
         k, entry = bank.slot_of(request.prompt), bank.entry(request.prompt)
@@ -204,16 +209,16 @@ class PromptTuned:
         if shape:
             limit = min(limit, shape.row_length - entry.slot.length)
         if request.labels:
-            self._check_labels(request.labels, request.prompt)
+            self._check_labels(request.labels, entry)
         tokens = [*self.vocabulary.encode(request.text), self.vocabulary.eos_id][:limit]
         return infer.Question(np.array(tokens, np.int32), k, request.labels)
 
-    def _check_labels(self, labels: Sequence[str], name: str) -> None:
+    def _check_labels(self, labels: Sequence[str], entry: Entry) -> None:
         """Labels that can be spelled, and fit into one row where its size is fixed."""
-        self.vocabulary.check_labels(labels, self._answerer.target_length, f"the prompt {name}")
+        self.vocabulary.check_labels(labels, entry.target_length, f"the prompt {entry.name}")
         room = self._answerer.shape.target_length if self._answerer.shape else None
         if room and (tokens := sum(len(self.vocabulary.encode(label)) + 1 for label in labels)) > room:
-            raise UserError(f"The labels of the prompt {name} have {tokens} tokens together, and there is room for {room}.")  # fmt: skip # noqa: E501
+            raise UserError(f"The labels of the prompt {entry.name} have {tokens} tokens together, and there is room for {room}.")  # fmt: skip # noqa: E501
 
     def _set(self, bank: Bank) -> None:
         self._now = bank, self._on_device(bank)  # together, so that a thread sees both or neither

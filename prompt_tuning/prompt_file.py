@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-import tempfile
+import secrets
 import tokenize
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ class Card:
     base: str = ""  # path or hub name of the frozen model
     base_digest: str = ""
     input_length: int | None = None  # tokens that inputs were cut to
+    target_length: int | None = None  # and targets
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,10 +61,10 @@ def save_safetensors(path: Path, prompt: Prompt) -> None:
     vectors = np.ascontiguousarray(prompt.vectors, np.float32)
     data = save({"prompt": vectors}, metadata=card | {SEAL: _seal(vectors, card)})
     with replacing(path) as file:
-        file.write(_in_order(data))
+        file.write(in_order(data))
 
 
-def _in_order(data: bytes) -> bytes:
+def in_order(data: bytes) -> bytes:
     """The same file with its header sorted, so that equal prompts are equal files: safetensors draws its order."""
     length = int.from_bytes(data[:8], "little")
     header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True, separators=(",", ":")).encode()
@@ -208,8 +209,8 @@ class replacing:
 
     def __enter__(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        handle, self.temporary = tempfile.mkstemp(".part", f".{self.path.name}.", self.path.parent)
-        self.file = os.fdopen(handle, "wb")
+        self.temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
+        self.file = self.temporary.open("xb")
         return self.file
 
     def __exit__(self, kind, value, traceback) -> None:
@@ -219,9 +220,6 @@ class replacing:
                 os.fsync(self.file.fileno())
             self.file.close()
             if kind is None:
-                umask = os.umask(0)
-                os.umask(umask)
-                Path(self.temporary).chmod(0o666 & ~umask)
-                Path(self.temporary).replace(self.path)
+                self.temporary.replace(self.path)
         finally:
-            Path(self.temporary).unlink(missing_ok=True)
+            self.temporary.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from prompt_tuning import configure, device, infer, inits, kept_tasks, optim, scan, slots, task_file, tiny
 from prompt_tuning.base import Base, load_base, random_base
 from prompt_tuning.errors import UserError
-from prompt_tuning.examples import Examples, Mixture, proportional
+from prompt_tuning.examples import LENGTHS, Examples, Mixture, proportional
 from prompt_tuning.progress import bar
 from prompt_tuning.slots import Slot
 from prompt_tuning.stack import T5Config
@@ -76,7 +76,7 @@ class Data:
     module: str | None = None
     task_file: str | None = None
     data_dir: str | None = None
-    lengths: Mapping[str, int] = dataclasses.field(default_factory=lambda: {"inputs": 512, "targets": 62})
+    lengths: Mapping[str, int] = dataclasses.field(default_factory=LENGTHS.copy)
     eval_split: str = "validation"
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ class Data:
         if not known or not all(isinstance(n, int) and n > 0 for n in self.lengths.values()):
             raise UserError(
                 f"TASK_FEATURE_LENGTHS is {self.lengths!r}; it gives the longest inputs and targets in tokens,"
-                " such as {'inputs': 512, 'targets': 62}."
+                f" such as {LENGTHS}."
             )
 
     def open(self, name: str | None, vocabulary: Vocabulary) -> Mixture:

@@ -19,7 +19,10 @@ _ONE = re.compile(r"layers_(\d+)")
 
 
 def stacked(params: Params) -> Params:
-    """`layers_0` to `layers_<N-1>` of each stack as `layers`, on the devices where they are; one weight at a time."""
+    """`layers_0` to `layers_<N-1>` of each stack as `layers`, on the devices where they are; one weight at a time.
+
+    The layers' arrays are deleted, so that a model takes its place once, and a weight's more.
+    """
     found: dict[str, dict[int, Any]] = {}
     others = {}
     for path, leaf in traverse_util.flatten_dict(params, sep="/").items():
@@ -31,13 +34,18 @@ def stacked(params: Params) -> Params:
     return traverse_util.unflatten_dict(others | whole, sep="/")
 
 
-def _stack(leaves: list[Any]) -> jax.Array:
-    """`[N ...]` of N arrays, none of its devices holding more of it than before."""
+def _stack(leaves: list[jax.Array]) -> jax.Array:
+    """`[N ...]` of N arrays, which are given up; none of its devices holds more of it than before."""
     place = leaves[0].sharding
     if isinstance(place, jax.sharding.NamedSharding):
         place = jax.sharding.NamedSharding(place.mesh, jax.sharding.PartitionSpec(None, *place.spec))
-        return jax.jit(lambda *each: jnp.stack(each), out_shardings=place)(*leaves)
-    return jnp.stack(leaves)
+        stack = jax.jit(lambda *each: jnp.stack(each), out_shardings=place)(*leaves)
+    else:
+        stack = jnp.stack(leaves)
+    jax.block_until_ready(stack)
+    for leaf in leaves:
+        leaf.delete()
+    return stack
 
 
 def of_layers(keep: Keep, count: int) -> Keep:

@@ -12,7 +12,7 @@ import gin
 import jax
 import numpy as np
 
-from prompt_tuning import inits, layout
+from prompt_tuning import configure, inits, layout
 from prompt_tuning.errors import UserError, nearest
 
 MAX_PROMPT_LENGTH = 512
@@ -37,8 +37,8 @@ class Slot:
     def __post_init__(self) -> None:
         if not isinstance(self.task, str | None) or not isinstance(self.name, str):
             raise UserError(f"A slot's task and name are words; {self.task!r} and {self.name!r} are not both.")
-        if not isinstance(self.seed, int | np.integer):
-            raise UserError(f"The seed of a slot is {self.seed!r}; it is a whole number.")
+        if not isinstance(self.seed, int | np.integer) or self.seed < 0:
+            raise UserError(f"The seed of a slot is {self.seed!r}; it is a whole number from 0.")
         if not isinstance(self.length, int) or not 0 <= self.length <= MAX_PROMPT_LENGTH:
             raise UserError(f"A prompt has 1 to {MAX_PROMPT_LENGTH} vectors; PROMPT_LENGTH is {self.length!r}.")
         if not isinstance(self.learning_rate, int | float) or self.learning_rate < 0:
@@ -79,7 +79,7 @@ def expand(slots: Sequence[Mapping[str, Any]] | None, grid: Mapping[str, Sequenc
     if not rows:
         raise UserError("SLOTS or GRID is empty: there is no prompt to train.")
     made = [Slot(**row) for row in rows]
-    differing = [field for field in SHOWN if len({_word(getattr(slot, field)) for slot in made}) > 1]
+    differing = [field for field in SHOWN if len({configure.word(getattr(slot, field)) for slot in made}) > 1]
     names = [slot.name or _name(slot, differing) for slot in made]
     if len(set(names)) < len(names):
         (twice, _), *_ = Counter(names).most_common(1)
@@ -88,12 +88,8 @@ def expand(slots: Sequence[Mapping[str, Any]] | None, grid: Mapping[str, Sequenc
 
 
 def _name(slot: Slot, differing: Sequence[str]) -> str:
-    parts = [slot.task or "prompt", *(SHOWN[field] + _word(getattr(slot, field)) for field in differing)]
+    parts = [slot.task or "prompt", *(SHOWN[field] + configure.word(getattr(slot, field)) for field in differing)]
     return re.sub(r"[^\w.-]+", "_", "-".join(parts))
-
-
-def _word(value: Any) -> str:
-    return getattr(value, "__name__", None) or str(value)
 
 
 def start_bank(slots: Sequence[Slot], starts: Sequence[inits.Start]) -> np.ndarray:

@@ -1,7 +1,6 @@
-"""Trainable and frozen parameters: split one tree in two, merge it again, count it, tell whether it changed."""
+"""Trainable and frozen parameters: merge the two trees, count one, tell whether it changed."""
 
 import hashlib
-import re
 from typing import Any
 
 import jax
@@ -9,17 +8,6 @@ import numpy as np
 from flax import traverse_util
 
 Params = dict[str, Any]
-
-PROMPT = r"prompt/.*"  # prompt tuning (Lester et al. 2021)
-EVERYTHING = r".*"  # model tuning, pretraining
-
-
-def split(params: Params, trainable: str) -> tuple[Params, Params]:
-    """Two trees: the leaves whose `a/b/c` path matches the whole of `trainable`, and the frozen rest."""
-    flat = traverse_util.flatten_dict(params, sep="/")
-    chosen = {path: leaf for path, leaf in flat.items() if re.fullmatch(trainable, path)}
-    rest = {path: leaf for path, leaf in flat.items() if path not in chosen}
-    return traverse_util.unflatten_dict(chosen, sep="/"), traverse_util.unflatten_dict(rest, sep="/")
 
 
 def merge(trainable: Params, frozen: Params) -> Params:

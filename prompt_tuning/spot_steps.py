@@ -15,7 +15,7 @@ from typing import Any
 import gin
 import numpy as np
 
-from prompt_tuning import inits, prompt_file, slots, spot
+from prompt_tuning import configure, inits, prompt_file, slots, spot
 from prompt_tuning.errors import UserError
 from prompt_tuning.run import Run
 from prompt_tuning.train import train
@@ -147,7 +147,7 @@ class Steps:
 
     def _plan(self, run: Run) -> dict[str, Any]:
         """Everything that decides what the prompts become, as text; folders as seen from MODEL_DIR."""
-        word = lambda value: str(getattr(value, "__name__", value)).replace(str(self.run.folder), "MODEL_DIR")
+        word = lambda value: str(configure.plain(value)).replace(str(self.run.folder), "MODEL_DIR")
         told = lambda thing, leave=(): {
             f.name: word(getattr(thing, f.name)) for f in dataclasses.fields(thing) if f.name not in leave
         }

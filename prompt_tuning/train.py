@@ -126,7 +126,7 @@ def _periods(
     log.ledger(_ledger(opened, feed, shape, state, frozen))
     if not start.evaluated:
         yield state, True
-    if _out_of_patience(run, start.best, first):
+    elif _out_of_patience(run, start.best, first):
         return
     model = dataclasses.replace(opened.model, filled=shape.filled)
     pure = functools.partial(
@@ -181,10 +181,12 @@ def first_state(opened: Opened, optimizer: optim.Optimizer) -> tuple[TrainState,
 
 
 def _settings(opened: Opened) -> dict[str, Any]:
-    """Everything that decides what the prompts become, as plain values."""
+    """Everything that decides what the prompts become and which step's are the best, as plain values.
+
+    Not where it is computed, and so not FROZEN_DTYPE: a run may go on on another kind of machine.
+    """
     run = opened.run
-    word = lambda value: getattr(value, "__name__", None) or value
-    bound = lambda function: {name: word(v) for name, v in configure.bound(function).items()}
+    word = lambda value: configure.word(value) if callable(value) else value
     described = [{f.name: word(getattr(s, f.name)) for f in dataclasses.fields(s)} for s in opened.slots]
     names = ("batch_size", "rows_at_once", "packing", "z_loss", "dropout_rate", "eval_period", "log_period")
     tuned = type(run.tuning).__name__, {f.name: getattr(run.tuning, f.name) for f in dataclasses.fields(run.tuning)}
@@ -192,7 +194,8 @@ def _settings(opened: Opened) -> dict[str, Any]:
     functions |= {f"init of {slot.name}": slot.init for slot in opened.slots}
     settings = {name: getattr(run, name) for name in names} | {"slots": described, "lengths": dict(run.data.lengths)}
     settings["tuning"] = {tuned[0]: tuned[1]}
-    return settings | {name: {word(function): bound(function)} for name, function in functions.items()}
+    settings |= {"eval_split": run.data.eval_split, "predict": configure.plain(run.predict)}
+    return settings | {name: {word(function): configure.bound(function)} for name, function in functions.items()}
 
 
 def _computed(opened: Opened, model: Model) -> dict[str, Any]:
@@ -236,11 +239,11 @@ def _log_window(log: Log, clock: Clock, opened: Opened, feed: Feed, window: list
     read = {name: np.array([metrics[name] for metrics in every]) for name in every[0]}  # [steps K]
     seconds = clock.window(timed)
     names = [slot.name for slot in opened.slots]
-    rate = opened.slots[0].learning_rate * float(run.schedule(np.float32(done - 1)))
+    scheduled = float(run.schedule(np.float32(done - 1)))
     record = {
         "loss": dict(zip(names, _means(read["loss"], read["took"]), strict=True)),
         "gradient_norm": dict(zip(names, _means(read["gradient_norm"], read["took"]), strict=True)),
-        "learning_rate": rate,
+        "learning_rate": {slot.name: slot.learning_rate * scheduled for slot in opened.slots},
         "examples_per_second": timed * run.batch_size * len(names) / seconds if timed else None,
         "padding": float(np.mean(padding)),
         "waiting": sum(waited[-timed:]) / seconds if timed else None,  # for input, as a share of the time

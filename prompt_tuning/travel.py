@@ -7,9 +7,10 @@ from pathlib import Path
 import jax.numpy as jnp
 
 from prompt_tuning import export, prompt_file
-from prompt_tuning.bank import INPUT_LENGTH, PLACEMENTS
+from prompt_tuning.bank import PLACEMENTS
 from prompt_tuning.base import Base, load_base
 from prompt_tuning.errors import UserError, nearest
+from prompt_tuning.examples import LENGTHS
 from prompt_tuning.vocabulary import Vocabulary
 
 STABLEHLO = "stablehlo"
@@ -60,7 +61,7 @@ def _export_program(options: argparse.Namespace, out: Path) -> Path:
 
     prompt = export.load(options.source)
     base, vocabulary = _opened(options.base or prompt.card.base, options.vocabulary, options.source)
-    length = options.input_length or prompt.card.input_length or INPUT_LENGTH
+    length = options.input_length or prompt.card.input_length or LENGTHS["inputs"]
     if length < 1:
         raise UserError(f"--input_length is {length}; it is a number of tokens, from 1.")
     return stablehlo.write(prompt, base, vocabulary, options.labels or prompt.card.labels, length, out)
@@ -92,6 +93,7 @@ def import_parser() -> argparse.ArgumentParser:
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="the answers it ranks, in the task's order")
     parser.add_argument("--placement", choices=PLACEMENTS, help="where it stands in the input; default: front")
     parser.add_argument("--input_length", type=int, metavar="N", help="tokens that inputs were cut to")
+    parser.add_argument("--target_length", type=int, metavar="N", help="tokens that targets were cut to")
     return parser
 
 
@@ -103,7 +105,7 @@ def import_main(options: argparse.Namespace) -> int:
     if out.exists():
         raise UserError(f"{out} exists already. Give another name, or remove it.")
     prompt = export.load(options.source)
-    told = {name: getattr(options, name) for name in ("name", "task", "placement", "input_length")}
+    told = {name: getattr(options, name) for name in ("name", "task", "placement", "input_length", "target_length")}
     told |= {"labels": tuple(options.labels) if options.labels else None}
     card = dataclasses.replace(prompt.card, **{name: value for name, value in told.items() if value})
     card = dataclasses.replace(card, name=card.name or out.stem)
@@ -128,5 +130,5 @@ def _identified(prompt: prompt_file.Prompt, card: prompt_file.Card, path: str, s
             f" {card.base_digest[:12]}; {base.path} has {base.digest[:12]})."
         )
     if base.vocabulary and card.labels:
-        Vocabulary(base.vocabulary).check_labels(card.labels, INPUT_LENGTH, source)
+        Vocabulary(base.vocabulary).check_labels(card.labels, LENGTHS["inputs"], source)
     return dataclasses.replace(card, base=base.path, base_digest=base.digest)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import batches, device, infer, job, optim, prompt_file, slots, split
+from prompt_tuning import batches, configure, device, infer, job, optim, prompt_file, slots, split
 from prompt_tuning.base import save_t5x
 from prompt_tuning.checkpoint import Best
 from prompt_tuning.errors import UserError
@@ -115,12 +115,13 @@ class PromptTuning(_OnTasks):
         for k, slot in enumerate(opened.slots):
             if not math.isfinite(best.score[k]):
                 continue
-            path = opened.run.folder / "prompts" / f"{slot.name}.safetensors"
+            path, lengths = opened.run.folder / "prompts" / f"{slot.name}.safetensors", opened.run.data.lengths
             card = prompt_file.Card(
                 name=slot.name, task=opened.mixtures[k].name, labels=opened.labels[k],
-                placement=slot.placement.__name__, init=slot.init.__name__, seed=slot.seed, step=int(best.step[k]),
-                score=float(best.score[k]), metric="mean of the task's metrics",
-                base=opened.base.path, base_digest=opened.base.digest, input_length=opened.run.data.lengths["inputs"],
+                placement=slot.placement.__name__, init=configure.word(slot.init), seed=slot.seed,
+                step=int(best.step[k]), score=float(best.score[k]), metric="mean of the task's metrics",
+                base=opened.base.path, base_digest=opened.base.digest,
+                input_length=lengths["inputs"], target_length=lengths["targets"],
             )  # fmt: skip
             if job.writes():
                 vectors = best.params["prompt"]["bank"][k, : slot.length]

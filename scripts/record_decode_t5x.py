@@ -17,7 +17,7 @@ from t5x import decoding
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from test_decode import GOLDEN, recorded
+from test_decode import GOLDEN, LONGEST, recorded
 
 from prompt_tuning import decode
 from prompt_tuning.layers import Stream
@@ -31,7 +31,7 @@ SETTINGS = [(4, 0.6, 16), (4, 0.0, 16), (2, 1.5, 16), (3, 0.6, 5)]  # beams, alp
 def main() -> None:
     numbers = {"settings": np.array(SETTINGS, np.float32)}
     params, batch, model = recorded()
-    encoded, seen = decode.unpack(model.encode(params, batch), batch, decode.longest(batch))
+    encoded, seen = decode.unpack(model.encode(params, batch), batch, LONGEST)
     for i, (beams, alpha, max_length) in enumerate(SETTINGS):
         repeat = lambda x, beams=beams: jnp.repeat(x, beams, axis=0)
         source = Stream(repeat(seen.astype(jnp.int32)), repeat(jnp.zeros_like(seen, jnp.int32)))

@@ -1,6 +1,13 @@
-"""Every test runs in float32 on 8 pretended CPU devices, with type and rank promotion forbidden."""
+"""Every test runs in float32 on 8 pretended CPU devices, with type and rank promotion forbidden, away from home."""
 
 import os
+import tempfile
+from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" not in os.environ:  # the workers are told by who started them
+    _caches = tempfile.TemporaryDirectory()  # of compiled programs and of tasks, gone with the last test
+    os.environ.setdefault("MPLCONFIGDIR", str(Path.home() / ".cache" / "matplotlib"))  # fonts take long to be found
+    os.environ["XDG_CACHE_HOME"] = _caches.name
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -10,8 +17,8 @@ import dataclasses
 import functools
 import json
 import string
-from pathlib import Path
 
+import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,7 +29,7 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_threefry_partitionable", True)
 
-from prompt_tuning import base, layout, optim
+from prompt_tuning import base, layout, optim, scan
 from prompt_tuning.stack import T5Config
 from prompt_tuning.step import Model, TrainState
 from prompt_tuning.t5 import T5
@@ -38,6 +45,11 @@ def random_params(config: T5Config = TINY, seed: int = 0) -> dict:
     """A randomly initialised frozen T5, drawn in one compiled call."""
     tokens = jnp.ones((1, 2), jnp.int32)
     return jax.jit(T5(config).init)(jax.random.key(seed), tokens, tokens)["params"]
+
+
+def stacked(params: dict) -> dict:
+    """The same parameters as `scan.stacked`, which keeps none of those it is given."""
+    return scan.stacked(jax.tree.map(jnp.copy, params))
 
 
 def random_items(count: int, lengths: list[int], seed: int = 0, vocab: int = 97, slot: int | None = None) -> list:
@@ -120,6 +132,13 @@ def flags(home: Path, model_dir: Path, **names) -> list[str]:
         "JAX_CACHE_DIR": home / "cache", "TASK_FEATURE_LENGTHS": {"inputs": 32, "targets": 8},
     }  # fmt: skip
     return [f"--gin.{name}={value}" for name, value in (settings | names).items()]
+
+
+@pytest.fixture(autouse=True)
+def unconfigured():
+    """What a test configures ends with it."""
+    yield
+    gin.clear_config()
 
 
 @pytest.fixture

@@ -148,7 +148,7 @@ def _npy_bytes(array: np.ndarray) -> bytes:
 
 def safetensors_bytes(card: Mapping[str, Any], name: str = "prompt", **more: str) -> bytes:
     """A prompt with a card, whatever is on it."""
-    return save({name: VECTORS}, metadata={k: json.dumps(v) for k, v in card.items()} | more)
+    return prompt_file.in_order(save({name: VECTORS}, metadata={k: json.dumps(v) for k, v in card.items()} | more))
 
 
 def _peft() -> Parser:

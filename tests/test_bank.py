@@ -1,5 +1,6 @@
 """Prompts come and go in a bank of fixed size: each text behind its own, nothing compiled again."""
 
+import contextlib
 import dataclasses
 import json
 from pathlib import Path
@@ -60,6 +61,16 @@ def test_a_mixed_batch_answers_as_each_prompt_alone(home, tuned):
     written = tuned.predict(TEXTS * 2, decode=True, prompt=["p1"] * 3 + ["p2"] * 3)
     apart = [answer for name in ("p1", "p2") for answer in tuned.predict(TEXTS, decode=True, prompt=name)]
     assert [a.text for a in written] == [a.text for a in apart]
+
+
+def test_an_answer_may_be_as_long_as_those_a_prompt_was_trained_on(home, monkeypatch):
+    lengths: list[int] = []
+    monkeypatch.setattr(infer, "_decode", lambda *args: lengths.append(args[5]) or 1 / 0)
+    for target_length, expected in ((None, 62), (4, 62), (80, 80)):
+        one = PromptTuned.load(str(home / "base"), prompt(6, 1, target_length=target_length))
+        with contextlib.suppress(ZeroDivisionError):
+            one.predict(TEXTS, decode=True)
+        assert lengths.pop() == expected and not lengths
 
 
 def test_prompts_are_added_and_removed_without_compiling(tuned, compiled):

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY, random_bank, random_items, random_params, start_state
+from conftest import TINY, random_bank, random_items, random_params, stacked, start_state
 
-from prompt_tuning import by_example, device, layers, layout, optim, scan
+from prompt_tuning import by_example, device, layers, layout, optim
 from prompt_tuning.layout import Filled
 from prompt_tuning.step import Model, slot_losses, train_step
 
@@ -134,7 +134,7 @@ def test_a_step_of_what_is_filled_is_that_of_masked_rows(at_once, devices, scan_
     found = []
     for shape, filled_only in ((layout.Shape(48, 16, (16,)), None), (parts, filled)):
         config = dataclasses.replace(plain, scan_layers=scan_layers)
-        frozen = scan.stacked(random_params(plain)) if scan_layers else random_params(plain)
+        frozen = stacked(random_params(plain)) if scan_layers else random_params(plain)
         pure = functools.partial(train_step, model=Model(config, 2, 7, filled_only), optimizer=optimizer)
         mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:devices]).reshape(-1, 1), ("data", "model"))
         state = device.put_everywhere(start_state(random_bank(lengths), optimizer, [0, 1]), mesh)

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY, random_bank, random_items, random_params, start_state
+from conftest import TINY, random_bank, random_items, random_params, stacked, start_state
 from flax import linen as nn
 
-from prompt_tuning import by_row, device, layers, layout, optim, scan
+from prompt_tuning import by_row, device, layers, layout, optim
 from prompt_tuning.step import Model, train_step
 
 
@@ -113,7 +113,7 @@ def test_a_step_by_the_kernel_is_that_of_masked_rows(monkeypatch, devices, at_on
     lengths = [4, 7]
     plain = dataclasses.replace(TINY, shared_relative_bias=shared, remat=remat)
     optimizer = optim.over_slots(optim.adafactor, lengths, [0.3, 0.1])
-    frozen = scan.stacked(random_params(plain)) if scan_layers else random_params(plain)
+    frozen = stacked(random_params(plain)) if scan_layers else random_params(plain)
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[: np.prod(devices)]).reshape(devices), ("data", "model"))
     shape = layout.Shape(48, 16, (16,), multiple=mesh.shape["data"], at_once=at_once)
     batch = layout.pack(random_items(10, lengths), shape, 7)

@@ -12,9 +12,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_items
+from conftest import random_items, stacked
 
-from prompt_tuning import decode, layout, scan
+from prompt_tuning import decode, layout
 from prompt_tuning.base import load_base
 from prompt_tuning.errors import UserError
 from prompt_tuning.stack import T5Config
@@ -142,7 +142,7 @@ def test_scanned_layers_answer_as_layers_one_by_one(decoder, settings):
     config = dataclasses.replace(model.config, scan_layers=True)
     scanned = Model(config, model.slots, model.length)
     one = run(decoder, params, batch, model, rng=jax.random.key(5), **settings)
-    other = run(decoder, scan.stacked(params), batch, scanned, rng=jax.random.key(5), **settings)
+    other = run(decoder, stacked(params), batch, scanned, rng=jax.random.key(5), **settings)
     np.testing.assert_array_equal(one.tokens, other.tokens)
     np.testing.assert_allclose(one.scores, other.scores, atol=1e-4)
 
@@ -186,12 +186,6 @@ def test_decoding_stops_as_soon_as_nothing_can_change(decoder, settings):
     assert answers.lengths.max() <= len(steps) < 64
     if decoder is not decode.beam_search:
         assert answers.lengths.max() == len(steps)
-
-
-def test_the_longest_example_sets_the_source_length():
-    _, batch, _ = recorded()
-    assert max(item.length for item in recorded_items()) == 27 and decode.longest(batch) == LONGEST
-    assert decode.longest(batch, multiple=1) == 27
 
 
 def test_sampling_the_likeliest_token_only_is_greedy():

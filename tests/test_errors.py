@@ -37,6 +37,8 @@ MISTAKES = {
     "a name with another's meaning": ({"PROMPT_INIT": "class_labels"}, "a function"),
     "a prompt that is too long": ({"PROMPT_LENGTH": 513}, "1 to 512"),
     "no prompt": ({"PROMPT_LENGTH": 0}, "1 to 512"),
+    "a seed below 0": ({"RANDOM_SEED": -1}, "a whole number from 0"),
+    "more devices than heads": ({"MODEL_PARALLEL": 8}, "does not divide this model's 2 heads"),
     "a batch of nothing": ({"BATCH_SIZE": 0}, "whole number from 1"),
     "a base of another size": ({"T5Config.emb_dim": 512}, "emb_dim is 16 and not 512"),
     "a label the vocabulary cannot spell": ({"CLASS_LABELS": ["yes", "日本"]}, "cannot spell"),

@@ -60,6 +60,12 @@ def test_labels_of_different_number_share_a_batch_of_fixed_shape(letters, asked)
     assert_alike(ranked(mesh, letters, asked, shape=shape), ranked(mesh, letters, asked))
 
 
+def test_groups_of_examples_are_one_shape_whatever_labels_they_have(letters, asked):
+    one, by_slot = answerer(device.make_mesh(), letters), sorted(asked, key=lambda question: -question.slot)
+    packed = [batch for _, batch, _ in one.batches(one.items(by_slot, ranking=True))]
+    assert len(packed) == 3 and len({tuple(array.shape for array in batch) for batch in packed}) == 1
+
+
 def test_likelihoods_come_in_the_order_of_the_items(letters, asked):
     mesh = device.make_mesh()
     params = random_params() | {"prompt": {"bank": random_bank(LENGTHS)}}
@@ -73,6 +79,9 @@ def test_likelihoods_come_in_the_order_of_the_items(letters, asked):
 
 
 def test_people_at_a_terminal_see_how_far_it_is(monkeypatch, capsys):
+    for name in ("FORCE_COLOR", "TTY_COMPATIBLE", "TTY_INTERACTIVE", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TERM", "xterm")
     assert list(bar(iter("abc"), 3)) == ["a", "b", "c"]
     assert capsys.readouterr() == ("", ""), "nobody is there to see it"
     monkeypatch.setenv("FORCE_COLOR", "1")

@@ -8,9 +8,10 @@ import subprocess
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import random_bank, random_items, random_params, start_state
+from conftest import random_bank, random_items, random_params, stacked, start_state
 
 from prompt_tuning import device, layout, optim, scan
 from prompt_tuning.stack import T5Config
@@ -38,7 +39,7 @@ def stepped(
         mesh = device.make_mesh(model_parallel)
         state, batches = device.put_everywhere(state, mesh), [device.put_batch(batch, mesh) for batch in batches]
         frozen, context = jax.device_put(frozen, device.frozen_shardings(EIGHT, mesh)), device.on(mesh)
-    frozen = scan.stacked(frozen) if scan_layers else frozen
+    frozen = stacked(frozen) if scan_layers else frozen
     with context:
         step, losses = jax.jit(pure), []
         for batch in batches:
@@ -66,9 +67,17 @@ def test_stacked_layers_stay_where_they_were_shared_out():
     mesh = device.make_mesh(4)
     frozen = jax.device_put(random_params(EIGHT), device.frozen_shardings(EIGHT, mesh))
     one = frozen["encoder"]["layers_0"]["mlp"]["wo"]["kernel"]
-    stack = scan.stacked(frozen)["encoder"]["layers"]["mlp"]["wo"]["kernel"]
+    stack = stacked(frozen)["encoder"]["layers"]["mlp"]["wo"]["kernel"]
     assert stack.addressable_shards[0].data.shape == (1, *one.addressable_shards[0].data.shape)
     assert one.addressable_shards[0].data.size < one.size
+
+
+def test_a_model_takes_its_place_once_when_its_layers_are_stacked():
+    params = jax.tree.map(jnp.copy, random_params(EIGHT))
+    layers = [params[stack]["layers_0"] for stack in ("encoder", "decoder")]
+    made = scan.stacked(params)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(layers))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(made))
 
 
 SHARED = """

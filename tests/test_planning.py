@@ -18,6 +18,7 @@ def test_a_batch_takes_the_fewest_of_the_rows_that_are_worth_a_program():
     assert (shape.row_length, shape.rows) == (128, (8, 20, 21))
     assert [layout.pack(batch(count), shape).rows for count in (1, 8, 9, 12, 13, 21)] == [8, 8, 20, 20, 20, 21]
     assert layout.pack(batch(22), shape).rows == 24, "one that nobody foresaw has a few more rows"
+    assert planning.plan([batch(count) for count in counts], (128, 2), more=False).rows == (20,)
 
 
 def test_counts_that_save_little_are_no_program_of_their_own():

@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 import pytest
 from conftest import flags, random_bank, start_state
 
-from prompt_tuning import base, checkpoint, cli, log, optim, preemption, prompt_file, run_folder
+from prompt_tuning import base, checkpoint, cli, infer, log, optim, preemption, prompt_file, run_folder
 from prompt_tuning.checkpoint import Best, Checkpointer, Identity
 from prompt_tuning.errors import UserError
 
@@ -279,6 +279,24 @@ def test_an_evaluation_that_a_signal_cut_short_is_made_up_for(home, tmp_path, mo
         assert one.card.step == other.card.step and one.card.score == pytest.approx(other.card.score)
 
 
+def test_patience_counts_an_evaluation_that_is_made_up_for(home, tmp_path, monkeypatch, capsys):
+    told, evaluated = iter([0.5, None, 0.6, 0.7, 0.7]), []
+
+    def evaluate(answerer, params, held_out, predict):
+        score = next(told)
+        if score is None:
+            raise preemption.Interrupted
+        evaluated.append(score)
+        return [{"accuracy": score}]
+
+    monkeypatch.setattr(infer, "evaluate", evaluate)
+    patient = flags(home, tmp_path, TRAIN_STEPS=30, PATIENCE=1)
+    monkeypatch.setattr(sys, "stdout", At(" 6/30 "))
+    assert cli.main(["train", *patient]) == 0
+    assert cli.main(["train", *patient]) == 0
+    assert evaluated == [0.5, 0.6, 0.7, 0.7], "it goes on until it gets no better"
+
+
 def test_a_run_says_which_examples_were_unsound_and_goes_on_with_the_other_slots(home, tmp_path, capsys):
     grid = {"learning_rate": [0.3, 1e30]}
     assert cli.main(["train", *flags(home, tmp_path, GRID=grid, TRAIN_STEPS=12, EVAL_PERIOD=6)]) == 0
@@ -341,11 +359,11 @@ def test_a_run_killed_at_random_moments_is_the_undisturbed_one(tmp_path):
     assert spec is not None and spec.loader is not None
     torture = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(torture)
-    flags = torture.prepare(tmp_path, steps=20, period=5)
+    flags = torture.prepare(tmp_path, steps=60, period=5)
     assert torture.Life(flags, tmp_path / "calm", 5).wait() == 0
     phases = ["evaluation", "save", torture.END]
     hits = torture.torture(flags, tmp_path / "killed", phases, 5, random.Random(0), torture.Life.kill)
     assert sum(map(len, hits.values())) == 3
-    assert torture.compare(tmp_path / "calm", tmp_path / "killed", 5, 20) == ""
+    assert torture.compare(tmp_path / "calm", tmp_path / "killed", 5, 60) == ""
     (tmp_path / "killed" / "prompts" / ".x.part").write_text("")
-    assert "only one run has" in torture.compare(tmp_path / "calm", tmp_path / "killed", 5, 20)
+    assert "only one run has" in torture.compare(tmp_path / "calm", tmp_path / "killed", 5, 60)

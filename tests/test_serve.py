@@ -331,7 +331,7 @@ def test_a_server_that_is_told_to_stop_answers_what_waits_and_ends_well(folder):
         one.bind(("127.0.0.1", 0))
         port = one.getsockname()[1]
     argv = ["serve", "--prompts", str(folder), "--port", str(port), "--input_length", "40", "--room", "128"]
-    argv += ["--window_ms", "4000"]
+    argv += ["--window_ms", "8000"]
     process = subprocess.Popen(
         [sys.executable, "-m", "prompt_tuning.cli", *argv],
         env=os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"},

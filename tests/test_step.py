@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import TINY, one_a_row, random_bank, random_items, random_params, start_state
+from conftest import TINY, one_a_row, random_bank, random_items, random_params, stacked, start_state
 
-from prompt_tuning import layout, optim, planning, scan, split
+from prompt_tuning import layout, optim, planning, split
 from prompt_tuning.step import Model, dropout_of, score_targets, slot_losses, train_step
 
 
@@ -185,7 +185,7 @@ def test_scanned_layers_train_as_layers_one_by_one(remat, shared):
         model = Model(dataclasses.replace(plain, scan_layers=scan_layers, remat=remat and scan_layers), 1, 7)
         state = start_state(random_bank([7]), optimizer, [0])
         step = jax.jit(functools.partial(train_step, model=model, optimizer=optimizer, dropout_rate=0.1))
-        state, metrics = step(state, scan.stacked(params) if scan_layers else params, batch)
+        state, metrics = step(state, stacked(params) if scan_layers else params, batch)
         found.append((metrics["loss"], metrics["gradient_norm"], state.trainable["prompt"]["bank"]))
     for one, two in zip(*found, strict=True):
         np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-5)

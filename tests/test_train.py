@@ -150,6 +150,47 @@ def test_early_stopping_stops(home, tmp_path, capsys):
     assert records(tmp_path)[-1]["step"] < 10
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ({}, {"EVAL_SPLIT": "train"}, "eval_split was validation and is train"),
+        ({"PREDICT": "@write"}, {"PREDICT": "@rank"}, "predict was {'write'"),
+        ({"SCHEDULE": "@quick/linear_warmup"}, {"SCHEDULE": "@slow/linear_warmup"}, "slow/linear_warmup"),
+        ({"quick/linear_warmup.steps": 1}, {"quick/linear_warmup.steps": 2}, "'steps': 2"),
+    ],
+)
+def test_a_run_that_would_go_on_as_another_is_refused(home, tmp_path, capsys, before, after, said):
+    scoped = {"SCHEDULE": "@quick/linear_warmup", "quick/linear_warmup.steps": 1, "slow/linear_warmup.steps": 9}
+    assert run(home, tmp_path, TRAIN_STEPS=3, **scoped | before) == 0
+    assert run(home, tmp_path, TRAIN_STEPS=6, **scoped | before | after) == 2
+    assert said in capsys.readouterr().err
+    assert run(home, tmp_path, TRAIN_STEPS=6, **scoped | before) == 0
+
+
+def test_slots_of_a_grid_show_their_own_learning_rates(home, tmp_path, capsys):
+    assert run(home, tmp_path, GRID={"learning_rate": [0.3, 0.1]}) == 0
+    assert records(tmp_path)[0]["learning_rate"] == pytest.approx({"films-lr0.3": 0.3, "films-lr0.1": 0.1})
+    assert " 0.1 to 0.3 " in capsys.readouterr().out
+
+
+def test_a_prompt_from_a_file_is_evaluated_until_a_run_has_trained_it(home, tmp_path, capsys):
+    assert run(home, tmp_path / "source") == 0
+    from_file = {"PROMPT_INIT": "@from_file", "PROMPT_FILE": tmp_path / "source"}
+    for step, trains in (("file", False), ("3", True)):
+        assert not trains or run(home, tmp_path / "target", **from_file) == 0
+        assert run(home, tmp_path / "target", "eval", **from_file) == 0
+        assert json.loads((tmp_path / "target" / "eval.jsonl").read_text().splitlines()[-1])["step"] == [step]
+
+
+def test_prompts_of_one_name_are_told_apart_however_their_paths_are_written(home, tmp_path, capsys, monkeypatch):
+    assert run(home, tmp_path / "one") == run(home, tmp_path / "two") == 0
+    monkeypatch.chdir(tmp_path)
+    task = ["--gin.TASK_FILE=" + str(home / "task.toml"), "--gin.INITIAL_CHECKPOINT_PATH=" + str(home / "base")]
+    assert cli.main(["eval", *task, "--gin.PROMPT_LENGTH=5", "--prompts", "one", str(tmp_path / "two")]) == 0
+    out = capsys.readouterr().out
+    assert "one/prompts/films.safetensors" in out and "two/prompts/films.safetensors" in out
+
+
 def test_evaluation_repeats_the_best_score_and_infer_answers(home, tmp_path, capsys):
     assert run(home, tmp_path) == 0
     best = prompt_file.load(tmp_path / "prompts" / "films.safetensors").card.score

@@ -1,17 +1,20 @@
 """The whole model is trained by the same loop: on a task, or on text without labels."""
 
+import contextlib
 import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import flags, reviews
 
-from prompt_tuning import base, cli, split
+from prompt_tuning import base, batches, cli, configure, split
+from prompt_tuning.run import Run, open_run
 
 SIZES = {
     "vocab_size": 192, "emb_dim": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 24, "num_encoder_layers": 2,
@@ -70,6 +73,21 @@ def test_a_model_is_pretrained_on_text_and_adapted_further(home, text, tmp_path)
     adapt |= {"TASK_FEATURE_LENGTHS": {"inputs": 32, "targets": 32}}
     assert cli.main(["train", *pretraining(home, text, tmp_path / "b", TRAIN_STEPS=10, EVAL_PERIOD=5, **adapt)]) == 0
     assert base.load_base(tmp_path / "b" / "base").step == 50
+
+
+def test_a_resumed_stream_passes_over_what_was_read_once(home, text, tmp_path):
+    bindings = [configure.binding(flag.removeprefix("--gin.")) for flag in pretraining(home, text, tmp_path)]
+    configure.parse(bindings=bindings)
+    feed = batches.StreamedData(open_run(Run()))
+    opened: list[int] = []
+    real = feed.tasks[0].stream
+    feed.tasks = [SimpleNamespace(stream=lambda split, seed, start=0: opened.append(start) or real(split, seed, start))]
+    shape = feed.plan()
+    first = feed.batch(40, shape)  # what the ledger tells of
+    with contextlib.closing(batches.prefetched(lambda step: feed.batch(step, shape), 40, 43)) as read:
+        found = [batch for _, batch, _ in read]
+    np.testing.assert_array_equal(found[0].encoder_tokens, first.encoder_tokens)
+    assert len(found) == 3 and opened == [0, 40 * 8]
 
 
 def test_a_killed_pretraining_resumes_to_the_bit(home, text, tmp_path):

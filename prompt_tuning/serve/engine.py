@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from prompt_tuning import device, infer, layout
+from prompt_tuning.examples import LENGTHS
 from prompt_tuning.predict import PromptTuned
 from prompt_tuning.serve.ladder import Size, fit, for_reading, ladder
 from prompt_tuning.serve.metrics import Metrics
@@ -16,7 +17,6 @@ from prompt_tuning.serve.waiting import Job, Queue
 from prompt_tuning.serve.writer import Writer, Written
 
 BATCH = 128  # examples of a batch at most
-TARGET_LENGTH = 62  # tokens of a written answer, EOS included
 LABEL_TOKENS = 256  # of one text's labels together
 
 Post = Callable[[Callable[..., None], Any], Any]  # how another thread is made to call a function
@@ -56,7 +56,8 @@ class Engine:
         usual = lengths[len(lengths) // 2] if lengths else tuned.bank.vectors.shape[1]
         self.shapes = ladder(usual, longest, max(labels, 4), room, devices)
         model = tuned.now.answerer.model
-        self.writer = Writer(model, tuned.mesh, for_reading(self.shapes), writers, TARGET_LENGTH)
+        answer = max((entry.target_length for entry in entries), default=LENGTHS["targets"])
+        self.writer = Writer(model, tuned.mesh, for_reading(self.shapes), writers, answer)
         self._texts: dict[int, _Text] = {}
         self._post: Post = lambda function, argument: function(argument)
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)

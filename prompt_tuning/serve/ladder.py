@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
-from prompt_tuning.layout import POSITIONS_PER_PAIR, Shape, assign_rows
+from prompt_tuning.layout import POSITIONS_PER_PAIR, Shape, assign_rows, round_up
 
 TEXT = 32  # tokens of a usual text: rows are cut so that a few such, with their prompts, fill one
 ROWS = (128, 256)  # positions of a usual row; longer rows waste less at their ends and more in attention
@@ -24,13 +24,13 @@ def ladder(prompt: int, longest: Size, labels: int, room: int, devices: int = 1)
     `prompt` and `labels` are usual numbers of prompt vectors and label tokens, `devices` divides every row count.
     """
     usual = prompt + TEXT
-    lengths = {min(_up(usual * max(1, round(row / usual)), 16), _up(longest.length, 16)) for row in ROWS}
+    lengths = {min(round_up(usual * max(1, round(row / usual)), 16), round_up(longest.length, 16)) for row in ROWS}
     shapes = []
-    for length in sorted(lengths | {_up(longest.length, 16)}):
-        targets = min(_up(labels * max(1, length // usual), 4), _up(longest.target_length, 4))
+    for length in sorted(lengths | {round_up(longest.length, 16)}):
+        targets = min(round_up(labels * max(1, length // usual), 4), round_up(longest.target_length, 4))
         shapes += [Shape(length, targets, (rows,)) for rows in _powers_of_two(room // length, devices)]
     if shapes[-1].target_length < longest.target_length:
-        shapes.append(Shape(_up(longest.length, 16), _up(longest.target_length, 4), (devices,)))
+        shapes.append(Shape(round_up(longest.length, 16), round_up(longest.target_length, 4), (devices,)))
     return tuple(shapes)
 
 
@@ -93,7 +93,3 @@ def _powers_of_two(most: int, devices: int) -> list[int]:
     while counts[-1] * 2 <= most:
         counts.append(counts[-1] * 2)
     return counts
-
-
-def _up(n: int, multiple: int) -> int:
-    return -(-n // multiple) * multiple

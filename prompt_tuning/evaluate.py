@@ -27,8 +27,7 @@ def evaluate_run(run: Run, files: Sequence[str] = ()) -> list[Metrics]:
     """Prints the metrics on EVAL_SPLIT of each slot, or of the prompts in `files`, and of those of one task together.
 
     Of a run that tuned a whole model, that model is scored; of one that was not trained yet and whose PROMPT_INIT is
-    `@from_file`, that file.
-    With a MODEL_DIR they are added to its `eval.jsonl`.
+    `@from_file`, that file. With a MODEL_DIR they are added to its `eval.jsonl`.
     """
     prompts = _named(files)
     if run.tuning.whole_model:
@@ -38,7 +37,7 @@ def evaluate_run(run: Run, files: Sequence[str] = ()) -> list[Metrics]:
     if run.tuning.whole_model:
         steps = [str(opened.base.step)]
     elif prompts:
-        slots = zip(opened.slots, prompts, strict=True)  # a name may hold a word that a TASK_FILE's name replaces
+        slots = zip(opened.slots, prompts, strict=True)
         opened = dataclasses.replace(opened, slots=tuple(dataclasses.replace(s, name=name) for s, name in slots))
         prompt["bank"], steps = _bank(opened, prompts), [_step(one) for one in prompts.values()]
     else:
@@ -177,11 +176,11 @@ def _inside(path: Path) -> list[Path]:
 
 
 def _slots_for(run: Run, prompts: dict[str, Prompt]) -> Run:
-    """The run with a slot for each prompt, of the configured task, or where none is, of its card's."""
+    """The run with a slot for each prompt, called by its number, of the configured task or else of its card's."""
     configured = run.data.task_file or Slot().task
     rows = []
-    for name, prompt in prompts.items():
-        card, row = prompt.card, {"name": name, "length": len(prompt.vectors)}
+    for n, prompt in enumerate(prompts.values()):
+        card, row = prompt.card, {"name": str(n), "length": len(prompt.vectors)}
         row["placement"] = PLACEMENTS.get(card.placement, Slot().placement)
         if card.labels:
             row["labels"] = card.labels

@@ -14,7 +14,6 @@ from rich.console import Console
 from rich.table import Table
 
 from prompt_tuning import configure, device, infer, report, split, train
-from prompt_tuning.errors import UserError
 from prompt_tuning.infer import Answerer
 from prompt_tuning.log import bytes_in_words
 from prompt_tuning.run import Opened, Run, open_run
@@ -50,10 +49,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--task", default="demo_acceptability", metavar="NAME", help="another demo_... task")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args(argv)
-    if any((options.out / name / "checkpoints").is_dir() for name in ("prompt", "model")):
-        raise UserError(f"{options.out} holds a quickstart already. Remove it, or type --out FOLDER.")
     started = time.monotonic()
     rows = compare(options.out, options.base, options.task, options.seed)
+    if rows is None:
+        return 0
     picture = report.comparison(
         options.out, {"prompt tuning": "prompt", "model tuning": "model"}, {r.name: r.accuracy for r in rows[:2]}
     )
@@ -61,16 +60,21 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def compare(out: Path, base: str, task: str, seed: int) -> list[Row]:
-    """Majority class, frozen model without a prompt, frozen model with one, model tuning; each run in its folder."""
+def compare(out: Path, base: str, task: str, seed: int) -> list[Row] | None:
+    """Majority class, frozen model without a prompt, frozen model with one, model tuning; each run in its folder.
+
+    None: a run was asked to stop. The same call goes on with it.
+    """
     say = Console(highlight=False).print
     say(f"1/2  a prompt for the frozen model, on {task}", style="bold")
     run = _configured(PROMPT, out / "prompt", base, task, seed)
     opened = open_run(run)
     majority, silent = majority_class(opened), without_prompt(opened)
-    prompt = train.train(run)
+    if (prompt := train.train(run)).stopped:
+        return None
     say("\n2/2  for comparison, all of the model's parameters", style="bold")
-    model = train.train(_configured(MODEL, out / "model", base, task, seed))
+    if (model := train.train(_configured(MODEL, out / "model", base, task, seed))).stopped:
+        return None
     bank = opened.slots[0].length * opened.base.config.emb_dim
     return [
         Row("majority class", majority),

@@ -224,8 +224,10 @@ def open_run(run: Run) -> Opened:
         run.tuning.whole_model, wanted[0].seed if run.tuning.may_start_anew else None
     )
     mixtures = {name: run.data.open(name, vocabulary) for name in dict.fromkeys(slot.task for slot in wanted)}
-    if run.data.task_file:  # such a slot is called after its file's task
-        wanted = tuple(dataclasses.replace(s, name=s.name.replace("prompt", mixtures[s.task].name, 1)) for s in wanted)
+    if run.data.task_file:  # a slot that was given no name is called after its file's task
+        given = {*(row.get("name") for row in run.slots or ()), *(run.grid or {}).get("name", ())}
+        called = lambda slot: slots.file_name(slot.name.replace("prompt", mixtures[slot.task].name, 1))
+        wanted = tuple(s if s.name in given else dataclasses.replace(s, name=called(s)) for s in wanted)
     if run.scan_layers:
         base = dataclasses.replace(base, params=scan.stacked(base.params))
     jax.block_until_ready(base.params)

@@ -79,6 +79,9 @@ def expand(slots: Sequence[Mapping[str, Any]] | None, grid: Mapping[str, Sequenc
     if not rows:
         raise UserError("SLOTS or GRID is empty: there is no prompt to train.")
     made = [Slot(**row) for row in rows]
+    for name in (slot.name for slot in made):
+        if name in (".", "..") or re.search(r"[/\\\0]", name):
+            raise UserError(f"The name of a slot is {name!r}; a file is called so: leave out what leads elsewhere.")
     differing = [field for field in SHOWN if len({configure.word(getattr(slot, field)) for slot in made}) > 1]
     names = [slot.name or _name(slot, differing) for slot in made]
     if len(set(names)) < len(names):
@@ -89,7 +92,12 @@ def expand(slots: Sequence[Mapping[str, Any]] | None, grid: Mapping[str, Sequenc
 
 def _name(slot: Slot, differing: Sequence[str]) -> str:
     parts = [slot.task or "prompt", *(SHOWN[field] + configure.word(getattr(slot, field)) for field in differing)]
-    return re.sub(r"[^\w.-]+", "_", "-".join(parts))
+    return file_name("-".join(parts))
+
+
+def file_name(text: str) -> str:
+    """A name like `text` that a file can have in any folder."""
+    return re.sub(r"[^\w.-]+", "_", text)
 
 
 def start_bank(slots: Sequence[Slot], starts: Sequence[inits.Start]) -> np.ndarray:

@@ -161,9 +161,7 @@ def _train(run: Run) -> dict[str, Any]:
     clock, processor = time.monotonic(), time.process_time()
     result = train(run)
     found = list(zip(result.names, result.best.score, result.best.step, strict=True))
-    patient = run.patience and result.step - result.best.step.max() >= run.patience * run.eval_period
-    kept = [run.folder / "prompts" / f"{name}.safetensors" for name, score, _ in found if math.isfinite(score)]
-    if not all(path.is_file() for path in kept) or (result.step < run.train_steps and not patient):
+    if result.stopped:
         raise Stopped(f"{run.folder} is at step {result.step} of {run.train_steps}")
     return {
         "last": result.step, "slots": {name: (float(score), int(step)) for name, score, step in found},

@@ -47,6 +47,7 @@ class Result:
     step: int
     best: Best
     names: tuple[str, ...]
+    stopped: bool = False  # it was asked to stop, and goes on when it is started again
 
 
 def train(run: Run) -> Result:
@@ -103,7 +104,7 @@ def _train(run: Run, stop: Stop) -> Result:
             f"Nothing is left to train: every loss or gradient has been no finite number for {GIVEN_UP} steps."
             " Lower LEARNING_RATE, set FROZEN_DTYPE=float32, or type prompt-tuning doctor with the same flags."
         )
-    return Result(int(state.step), best, tuple(slot.name for slot in opened.slots))
+    return Result(int(state.step), best, tuple(slot.name for slot in opened.slots), stop.is_set())
 
 
 def _all_given_up(state: TrainState) -> bool:

@@ -16,6 +16,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import dataclasses
 import functools
 import json
+import signal
 import string
 
 import gin
@@ -132,6 +133,25 @@ def flags(home: Path, model_dir: Path, **names) -> list[str]:
         "JAX_CACHE_DIR": home / "cache", "TASK_FEATURE_LENGTHS": {"inputs": 32, "targets": 8},
     }  # fmt: skip
     return [f"--gin.{name}={value}" for name, value in (settings | names).items()]
+
+
+class Signalling:
+    """Standard output that raises a signal when a line says `words`, once."""
+
+    def __init__(self, words: str) -> None:
+        self.words, self.text = words, ""
+
+    def write(self, text: str) -> int:
+        self.text += text
+        if self.words and self.words in self.text:
+            self.words = ""
+            signal.raise_signal(signal.SIGUSR1)
+        return len(text)
+
+    def flush(self) -> None: ...
+
+    def isatty(self) -> bool:
+        return False
 
 
 @pytest.fixture(autouse=True)

@@ -2,10 +2,11 @@
 
 import dataclasses
 import re
+import sys
 
 import numpy as np
 import pytest
-from conftest import TINY, random_params
+from conftest import TINY, Signalling, random_params
 
 from prompt_tuning import base, cli, configure, quickstart, tiny
 from prompt_tuning.run import Run, open_run
@@ -41,10 +42,17 @@ def test_quickstart_compares_four_ways_and_says_what_it_wrote(folder, tmp_path, 
     assert '"prediction"' in capsys.readouterr().out
 
 
-def test_a_second_quickstart_in_the_same_place_is_refused(folder, tmp_path, capsys):
-    (tmp_path / "prompt" / "checkpoints").mkdir(parents=True)
-    assert cli.main(["quickstart", "--base", str(folder), "--out", str(tmp_path)]) == 2
-    assert "--out" in capsys.readouterr().err
+@pytest.mark.parametrize("words", [" 2/4 ", "(100.0000%)"], ids=["prompt", "model"])
+def test_a_quickstart_that_is_stopped_goes_on_when_it_is_typed_again(folder, tmp_path, monkeypatch, words):
+    short(monkeypatch)
+    command = ["quickstart", "--base", str(folder), "--out", str(tmp_path)]
+    out = Signalling(words)
+    monkeypatch.setattr(sys, "stdout", out)
+    assert cli.main(command) == 0
+    assert "stopped at step" in out.text and "majority class" not in out.text
+    assert ("2/2" in out.text) == ("100" in words)
+    assert cli.main(command) == 0
+    assert "majority class" in out.text and "goes on" not in out.text.split("1/2")[-1]
 
 
 def test_the_majority_class_of_a_balanced_task_is_half(folder, tmp_path):

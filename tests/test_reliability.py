@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import flags, random_bank, start_state
+from conftest import Signalling, flags, random_bank, start_state
 
 from prompt_tuning import base, checkpoint, cli, infer, log, optim, preemption, prompt_file, run_folder
 from prompt_tuning.checkpoint import Best, Checkpointer, Identity
@@ -239,25 +239,6 @@ def test_every_signal_of_a_scheduler_asks_for_a_stop(name):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-class At:
-    """Standard output that raises a signal when a line says `words`, once."""
-
-    def __init__(self, words: str) -> None:
-        self.words, self.text = words, ""
-
-    def write(self, text: str) -> int:
-        self.text += text
-        if self.words and self.words in self.text:
-            self.words = ""
-            signal.raise_signal(signal.SIGUSR1)
-        return len(text)
-
-    def flush(self) -> None: ...
-
-    def isatty(self) -> bool:
-        return False
-
-
 def plain(folder: Path) -> list[tuple]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [(row["step"], row.get("loss"), row.get("eval")) for row in rows]
@@ -266,7 +247,7 @@ def plain(folder: Path) -> list[tuple]:
 def test_an_evaluation_that_a_signal_cut_short_is_made_up_for(home, tmp_path, monkeypatch):
     on_one = {"LOG_PERIOD": 3, "GRID": {"seed": [0, 1]}}
     assert cli.main(["train", *flags(home, tmp_path / "whole", **on_one)]) == 0
-    monkeypatch.setattr(sys, "stdout", At(" 6/6 "))
+    monkeypatch.setattr(sys, "stdout", Signalling(" 6/6 "))
     assert cli.main(["train", *flags(home, tmp_path / "stopped", **on_one)]) == 0
     assert "stopped at step 6 and saved" in sys.stdout.text
     assert [row[0] for row in plain(tmp_path / "stopped") if row[2]] == [3], "the evaluation of step 6 was left"
@@ -291,7 +272,7 @@ def test_patience_counts_an_evaluation_that_is_made_up_for(home, tmp_path, monke
 
     monkeypatch.setattr(infer, "evaluate", evaluate)
     patient = flags(home, tmp_path, TRAIN_STEPS=30, PATIENCE=1)
-    monkeypatch.setattr(sys, "stdout", At(" 6/30 "))
+    monkeypatch.setattr(sys, "stdout", Signalling(" 6/30 "))
     assert cli.main(["train", *patient]) == 0
     assert cli.main(["train", *patient]) == 0
     assert evaluated == [0.5, 0.6, 0.7, 0.7], "it goes on until it gets no better"

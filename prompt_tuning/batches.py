@@ -1,6 +1,7 @@
 """What the trainer is fed: each slot's examples in its own order, packed ahead of the step by a thread."""
 
 import abc
+import hashlib
 import queue
 import threading
 import time
@@ -9,7 +10,7 @@ from typing import Any
 
 from prompt_tuning import device, layout, planning
 from prompt_tuning.errors import UserError
-from prompt_tuning.examples import Mixture, Task
+from prompt_tuning.examples import Examples, Mixture, Task
 from prompt_tuning.layout import Batch, Item
 from prompt_tuning.order import Order, Turns
 from prompt_tuning.run import Opened
@@ -37,6 +38,11 @@ class Feed(abc.ABC):
     @abc.abstractmethod
     def described(self) -> str:
         """What there is, in words."""
+
+    @property
+    @abc.abstractmethod
+    def digest(self) -> str:
+        """SHA-256 of the examples; empty where they are not known beforehand."""
 
     @abc.abstractmethod
     def told(self, step: int, slot: int) -> str:
@@ -76,6 +82,14 @@ class TrainingData(Feed):
                 made.append(Item(sets[t].inputs[i], [sets[t].targets[i]], k, n, slot.length, slot.placement))
         return made
 
+    @property
+    def digest(self) -> str:
+        total = hashlib.sha256()
+        for examples in self._distinct:
+            for ragged in (examples.inputs, examples.targets):
+                total.update(ragged.starts.astype("<i8").tobytes() + ragged.tokens.astype("<i4").tobytes())
+        return total.hexdigest()
+
     def told(self, step: int, slot: int) -> str:
         drawn, sets = self.orders[slot](step * self.run.batch_size, self.run.batch_size), self.sets[slot]
         return "training examples, from 0: " + ", ".join(f"{sets[t].task} {i}" for t, i in drawn)
@@ -91,11 +105,14 @@ class TrainingData(Feed):
 
     @property
     def described(self) -> str:
-        """Each training set once, however many slots draw from it."""
-        distinct = list({id(examples): examples for sets in self.sets for examples in sets}.values())
-        cut = sum(e.truncated for e in distinct)
-        sets = ", ".join(f"{e.task} {len(e):,}" for e in distinct)
+        cut = sum(e.truncated for e in self._distinct)
+        sets = ", ".join(f"{e.task} {len(e):,}" for e in self._distinct)
         return sets + (f"; {cut:,} inputs cut at {self.run.data.lengths['inputs']} tokens" if cut else "")
+
+    @property
+    def _distinct(self) -> list[Examples]:
+        """Each training set once, however many slots draw from it."""
+        return list({id(examples): examples for sets in self.sets for examples in sets}.values())
 
 
 class StreamedData(Feed):
@@ -147,6 +164,10 @@ class StreamedData(Feed):
                 break
             taken.append(Item(texts[0], [texts[1]], 0, len(taken)))
         return taken
+
+    @property
+    def digest(self) -> str:
+        return ""
 
     @property
     def longest(self) -> tuple[int, int]:

@@ -220,8 +220,8 @@ def _refuse_other(folder: Path, saved: dict[str, Any], wanted: dict[str, Any]) -
             f" {wanted['base_digest'][:12]}). Give its own INITIAL_CHECKPOINT_PATH, or another MODEL_DIR."
         )
     old, new = saved["settings"], wanted["settings"]
-    changed = [  # what an older version did not record is not compared
-        f"{key} was {value} and is {new.get(key)}" for key, value in sorted(old.items()) if value != new.get(key)
+    changed = [  # of what both versions record
+        f"{key} was {old[key]} and is {new[key]}" for key in sorted(old.keys() & new.keys()) if old[key] != new[key]
     ]
     if changed:
         raise UserError(

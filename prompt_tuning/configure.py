@@ -15,6 +15,7 @@ import gin
 from prompt_tuning.errors import UserError, nearest
 
 DEFAULTS = "defaults.gin"
+_REFERENCE = re.compile(r"(^|[\[({,:])\s*[@%]")  # where gin has one, and no path or text has
 _HERE = Path(__file__).parent
 
 
@@ -62,7 +63,7 @@ def binding(flag: str) -> str:
     if not equals or not name.strip():
         raise UserError(f"--gin.{flag} has no value. Type --gin.NAME=VALUE, such as --gin.BATCH_SIZE=16.")
     value = value.strip()
-    if not value.startswith(("@", "%")) and "@" not in value:
+    if not _REFERENCE.search(value):
         try:
             ast.literal_eval(value)
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):

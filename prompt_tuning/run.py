@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from prompt_tuning import configure, device, infer, inits, kept_tasks, optim, scan, slots, task_file, tiny
+from prompt_tuning import configure, device, infer, inits, kept_tasks, kinds, optim, scan, slots, task_file, tiny
 from prompt_tuning.base import Base, load_base, random_base
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import LENGTHS, Examples, Mixture, proportional
@@ -35,6 +35,8 @@ class Frozen:
     model_parallel: int = 1
 
     def __post_init__(self) -> None:
+        kinds.check(kinds.TEXT, True, INITIAL_CHECKPOINT_PATH=self.path, VOCABULARY_FILE=self.vocabulary_file)
+        kinds.check(kinds.WHOLE, MODEL_PARALLEL=self.model_parallel)
         if self.dtype not in (None, "float32", "bfloat16"):
             raise UserError(f"FROZEN_DTYPE is {self.dtype!r}; it is float32, bfloat16 or None (what suits).")
 
@@ -80,6 +82,9 @@ class Data:
     eval_split: str = "validation"
 
     def __post_init__(self) -> None:
+        optional = {"MIXTURE_OR_TASK_MODULE": self.module, "TASK_FILE": self.task_file, "DATA_DIR": self.data_dir}
+        kinds.check(kinds.TEXT, True, **optional)
+        kinds.check(kinds.TEXT, EVAL_SPLIT=self.eval_split)
         known = isinstance(self.lengths, Mapping) and set(self.lengths) == {"inputs", "targets"}
         if not known or not all(isinstance(n, int) and n > 0 for n in self.lengths.values()):
             raise UserError(
@@ -135,10 +140,14 @@ class Run:
     jax_cache_dir: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("train_steps", "batch_size", "rows_at_once", "eval_period", "eval_batch_size", "log_period"):
-            value = getattr(self, name)
-            if (not isinstance(value, int) or value < 1) and (name, value) != ("rows_at_once", None):
-                raise UserError(f"{name.upper()} is {value!r}; it is a whole number from 1.")
+        of = lambda *names: {name.upper(): getattr(self, name) for name in names}
+        kinds.check(kinds.TEXT, True, **of("model_dir", "jax_cache_dir"))
+        kinds.check(kinds.WHOLE, **of("train_steps", "batch_size", "eval_period", "eval_batch_size", "log_period"))
+        kinds.check(kinds.WHOLE, True, **of("rows_at_once", "patience"))
+        kinds.check(kinds.NUMBER, **of("z_loss"))
+        kinds.check(kinds.TRUTH, **of("packing", "remat", "scan_layers"))
+        kinds.check(kinds.FUNCTION, **of("optimizer", "schedule"))
+        kinds.check(kinds.FUNCTION, True, **of("predict"), DECODER=gin.get_bindings(infer.write).get("decoder"))
         if self.tuning is None:
             from prompt_tuning.tuning import PromptTuning  # which stands on this room
 

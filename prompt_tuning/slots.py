@@ -12,7 +12,7 @@ import gin
 import jax
 import numpy as np
 
-from prompt_tuning import configure, inits, layout
+from prompt_tuning import configure, inits, kinds, layout
 from prompt_tuning.errors import UserError, nearest
 
 MAX_PROMPT_LENGTH = 512
@@ -43,6 +43,7 @@ class Slot:
             raise UserError(f"A prompt has 1 to {MAX_PROMPT_LENGTH} vectors; PROMPT_LENGTH is {self.length!r}.")
         if not isinstance(self.learning_rate, int | float) or self.learning_rate < 0:
             raise UserError(f"LEARNING_RATE is {self.learning_rate!r}; it is a number, 0.3 in the paper.")
+        kinds.check(kinds.TEXTS, True, CLASS_LABELS=self.labels)
         object.__setattr__(self, "init", inits.of(self.init))  # a place or a table of places becomes an init
         for field in ("init", "placement"):
             if not callable(getattr(self, field)):
@@ -97,7 +98,7 @@ def _name(slot: Slot, differing: Sequence[str]) -> str:
 
 def file_name(text: str) -> str:
     """A name like `text` that a file can have in any folder."""
-    return re.sub(r"[^\w.-]+", "_", text)
+    return re.sub(r"[^\w.-]+", "_", text).lstrip("_")
 
 
 def start_bank(slots: Sequence[Slot], starts: Sequence[inits.Start]) -> np.ndarray:

@@ -15,7 +15,7 @@ from typing import Any
 import gin
 import numpy as np
 
-from prompt_tuning import configure, inits, prompt_file, slots, spot
+from prompt_tuning import configure, inits, kinds, prompt_file, slots, spot
 from prompt_tuning.errors import UserError
 from prompt_tuning.run import Run
 from prompt_tuning.train import train
@@ -49,10 +49,14 @@ class Spot:
                 raise UserError(
                     f"{name.upper()} is {values!r}; it is a list. Type --gin.{name.upper()}=\"['a', 'b']\"."
                 )
+            kinds.check(kinds.WHOLES if name == "seeds" else kinds.TEXTS, **{name.upper(): values})
             if len(set(values)) < len(values):
                 raise UserError(f"{name.upper()} names something twice: {list(values)}.")
-        if self.bank_slots is not None and (not isinstance(self.bank_slots, int) or self.bank_slots < 1):
-            raise UserError(f"BANK_SLOTS is {self.bank_slots!r}; it is a whole number from 1, or None for no limit.")
+        of = lambda *names: {name.upper(): getattr(self, name) for name in names}
+        kinds.check(kinds.WHOLE, **of("source_steps", "embedding_step", "top_k"))
+        kinds.check(kinds.WHOLE, True, **of("bank_slots"))
+        kinds.check(kinds.WHOLES, **of("average_top", "mixture_top"))
+        kinds.check(kinds.FUNCTION, **of("source_init", "similarity", "retrieve"))
         for target in self.targets:
             if not self.sources_of(target):
                 raise UserError(f"There is no source for the target {target}: a task is no source of itself.")

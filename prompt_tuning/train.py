@@ -63,7 +63,7 @@ def _train(run: Run, stop: Stop) -> Result:
     optimizer, feed, evaluate = way.optimizer(opened), way.feed(opened), way.evaluator(opened)
     state, frozen = first_state(opened, optimizer)
     best = Best.none(way.kept(state.trainable), len(opened.slots))
-    identity = Identity(opened.base.digest, _settings(opened))
+    identity = Identity(opened.base.digest, _settings(opened) | {"training examples": feed.digest})
 
     held = job.first(run_folder.held(run.folder))
     with held, contextlib.closing(Checkpointer(run.folder)) as saved, device.on(opened.mesh):
@@ -166,7 +166,7 @@ def _log_evaluation(log: Log, opened: Opened, metrics: Metrics, best: Best, step
     """A line for each slot."""
     for slot, found, score, at in zip(opened.slots, metrics, best.score, best.step, strict=True):
         shown = "  ".join(f"{name} {value:.2f}" for name, value in found.items())
-        note = "best so far" if at == step else f"best {abs(score):.2f} at step {at}"
+        note = "best so far" if at == step else f"best {opened.run.tuning.shown(score):.2f} at step {at}"
         log.say(f"{step:>8}  {slot.name}  {shown}  ({note})", "good" if at == step else "")
     log.record(step, {"eval": {slot.name: found for slot, found in zip(opened.slots, metrics, strict=True)}})
 
@@ -189,7 +189,7 @@ def _settings(opened: Opened) -> dict[str, Any]:
     run = opened.run
     word = lambda value: configure.word(value) if callable(value) else value
     described = [{f.name: word(getattr(s, f.name)) for f in dataclasses.fields(s)} for s in opened.slots]
-    names = ("batch_size", "rows_at_once", "packing", "z_loss", "dropout_rate", "eval_period", "log_period")
+    names = ("batch_size", "rows_at_once", "packing", "z_loss", "dropout_rate", "eval_period")
     tuned = type(run.tuning).__name__, {f.name: getattr(run.tuning, f.name) for f in dataclasses.fields(run.tuning)}
     functions = {"optimizer": run.optimizer, "schedule": run.schedule}
     functions |= {f"init of {slot.name}": slot.init for slot in opened.slots}

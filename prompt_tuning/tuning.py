@@ -45,6 +45,10 @@ class Tuning(Protocol):
         """From the merged parameters to each slot's metrics and the score `[K]` that its best step is chosen by."""
         ...
 
+    def shown(self, score: float) -> float:
+        """A score as people are told it."""
+        ...
+
     def kept(self, trainable: split.Params) -> split.Params:
         """What of the best step is kept."""
         ...
@@ -72,6 +76,9 @@ class _OnTasks:
             return metrics, np.array([infer.mean_metric(found) for found in metrics])
 
         return evaluate
+
+    def shown(self, score: float) -> float:
+        return score
 
     def kept(self, trainable: split.Params) -> split.Params:
         return jax.tree.map(device.fetch, trainable) if job.several() else trainable
@@ -189,6 +196,9 @@ class Pretraining(ModelTuning):
             return [{"validation_loss": loss}], np.array([-loss])
 
         return evaluate
+
+    def shown(self, score: float) -> float:
+        return -score  # a loss
 
     def kept(self, trainable: split.Params) -> split.Params:
         return {}  # the last is what counts, and a copy of a large model would cost as much again

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from conftest import flags
 
-from prompt_tuning import cli, prompt_file
+from prompt_tuning import cli, configure, prompt_file
 
 
 def complaint(capsys, argv: list[str]) -> str:
@@ -36,6 +36,15 @@ MISTAKES = {
     "an unknown init": ({"PROMPT_INIT": "@class_label"}, "'class_labels'"),
     "a name with another's meaning": ({"PROMPT_INIT": "class_labels"}, "a function"),
     "a prompt that is too long": ({"PROMPT_LENGTH": 513}, "1 to 512"),
+    "a function's bare name": ({"PREDICT": "write"}, "Type @write."),
+    "a decoder's bare name": ({"DECODER": "greedy", "PREDICT": "@write"}, "Type @greedy."),
+    "labels in one word": ({"CLASS_LABELS": "wrong,right"}, "a list of texts"),
+    "a patience that is no number": ({"PATIENCE": "x"}, "PATIENCE is 'x'; it is a whole number from 1, or None"),
+    "a switch that is none": ({"PACKING": "no"}, "True or False"),
+    "a split that is a number": ({"EVAL_SPLIT": 3}, "EVAL_SPLIT is 3; it is text"),
+    "a folder that is a number": ({"MODEL_DIR": 3}, "MODEL_DIR is 3; it is text"),
+    "devices that are no number": ({"MODEL_PARALLEL": "a"}, "MODEL_PARALLEL is 'a'"),
+    "a slot that is called elsewhere": ({"SLOTS": [{"name": "../a"}]}, "leave out what leads elsewhere"),
     "no prompt": ({"PROMPT_LENGTH": 0}, "1 to 512"),
     "a seed below 0": ({"RANDOM_SEED": -1}, "a whole number from 0"),
     "more devices than heads": ({"MODEL_PARALLEL": 8}, "does not divide this model's 2 heads"),
@@ -171,3 +180,8 @@ def test_help_and_version_answer_without_jax(capsys):
     assert subprocess.run([os.sys.executable, "-c", code], stdout=subprocess.DEVNULL).returncode == 0
     assert cli.main(["--version"]) == 0
     assert json.dumps(capsys.readouterr().out.strip())
+
+
+def test_what_looks_like_no_reference_is_text():
+    typed = {"runs/a@20": "'runs/a@20'", "md/user@host": "'md/user@host'", "@rank": "@rank", "[@a, @b]": "[@a, @b]"}
+    assert {value: configure.binding(f"X={value}") for value in typed} == {v: f"X = {e}" for v, e in typed.items()}

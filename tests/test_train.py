@@ -167,6 +167,31 @@ def test_a_run_that_would_go_on_as_another_is_refused(home, tmp_path, capsys, be
     assert run(home, tmp_path, TRAIN_STEPS=6, **scoped | before) == 0
 
 
+def test_a_run_does_not_go_on_with_other_examples_and_does_with_another_log(home, tmp_path, capsys):
+    task = tmp_path / "task.toml"
+    told = (home / "task.toml").read_text().replace('"train.jsonl"', f'"{home / "train.jsonl"}"')
+    task.write_text(told.replace('"dev.jsonl"', f'"{home / "dev.jsonl"}"'))
+    assert run(home, tmp_path / "run", TASK_FILE=task, TRAIN_STEPS=3) == 0
+    assert run(home, tmp_path / "run", TASK_FILE=task, TRAIN_STEPS=6, LOG_PERIOD=1) == 0
+    task.write_text(task.read_text().replace("review:", "a review:"))
+    assert run(home, tmp_path / "run", TASK_FILE=task, TRAIN_STEPS=9) == 2
+    assert "training examples" in capsys.readouterr().err
+
+
+def test_a_task_file_is_called_what_it_likes_and_its_prompt_stays_in_the_folder(home, tmp_path):
+    for file in ("train.jsonl", "dev.jsonl"):
+        (tmp_path / file).write_text((home / file).read_text())
+    task, victim = tmp_path / "task.toml", tmp_path / "victim"
+    task.write_text((home / "task.toml").read_text().replace('"films"', f'"{victim}"'))
+    assert run(home, tmp_path / "run", TASK_FILE=task, TRAIN_STEPS=3) == 0
+    assert not victim.with_suffix(".safetensors").exists()
+    (made,) = (tmp_path / "run" / "prompts").iterdir()
+    assert prompt_file.load(made).card.task == str(victim)
+    named = [{"name": "my_prompt_a", "seed": 1}, {"name": "my_prompt_b", "seed": 2}]
+    assert run(home, tmp_path / "named", SLOTS=named, TRAIN_STEPS=3) == 0
+    assert {file.stem for file in (tmp_path / "named" / "prompts").iterdir()} == {"my_prompt_a", "my_prompt_b"}
+
+
 def test_slots_of_a_grid_show_their_own_learning_rates(home, tmp_path, capsys):
     assert run(home, tmp_path, GRID={"learning_rate": [0.3, 0.1]}) == 0
     assert records(tmp_path)[0]["learning_rate"] == pytest.approx({"films-lr0.3": 0.3, "films-lr0.1": 0.1})

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import flags, reviews
 
-from prompt_tuning import base, batches, cli, configure, split
+from prompt_tuning import base, batches, cli, configure, split, tuning
 from prompt_tuning.run import Run, open_run
 
 SIZES = {
@@ -88,6 +88,10 @@ def test_a_resumed_stream_passes_over_what_was_read_once(home, text, tmp_path):
         found = [batch for _, batch, _ in read]
     np.testing.assert_array_equal(found[0].encoder_tokens, first.encoder_tokens)
     assert len(found) == 3 and opened == [0, 40 * 8]
+
+
+def test_a_loss_is_shown_as_one_and_a_negative_metric_as_it_is():
+    assert tuning.Pretraining().shown(-5.25) == 5.25 and tuning.PromptTuning().shown(-2.0) == -2.0
 
 
 def test_a_killed_pretraining_resumes_to_the_bit(home, text, tmp_path):

@@ -1,0 +1,41 @@
+"""What a setting may be: one of another kind is refused where it is set, not hours later where it is used."""
+
+import os
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from prompt_tuning.errors import UserError
+
+
+class Kind(NamedTuple):
+    """Values that a setting may have, in words and as a test."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+WHOLE = Kind("a whole number from 1", lambda value: _whole(value) and value >= 1)
+NUMBER = Kind("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool))
+TRUTH = Kind("True or False", lambda value: isinstance(value, bool))
+TEXT = Kind("text", lambda value: isinstance(value, str | os.PathLike))
+TEXTS = Kind(
+    "a list of texts, such as ['no', 'yes']",
+    lambda value: isinstance(value, list | tuple) and all(isinstance(one, str) for one in value),
+)
+WHOLES = Kind(
+    "a list of whole numbers, such as [0, 1, 2]",
+    lambda value: isinstance(value, list | tuple) and all(map(_whole, value)),
+)
+FUNCTION = Kind("a function, written with @ before its name", callable)
+
+
+def check(kind: Kind, optional: bool = False, **settings: Any) -> None:
+    """Raises UserError for the first of `settings` that is of another kind; `optional` ones may be None."""
+    for name, value in settings.items():
+        if not kind.holds(value) and not (optional and value is None):
+            typed = f" Type @{value}." if kind is FUNCTION and isinstance(value, str) else ""
+            raise UserError(f"{name} is {value!r}; it is {kind.words}{', or None' if optional else ''}.{typed}")

@@ -17,6 +17,7 @@ from flax import traverse_util
 from prompt_tuning import device, huggingface, t5x_checkpoint
 from prompt_tuning.base_source import Source, Tensor
 from prompt_tuning.errors import UserError
+from prompt_tuning.prompt_file import Prompt
 from prompt_tuning.stack import T5Config
 from prompt_tuning.t5 import T5, parameter_shapes
 from prompt_tuning.t5x_checkpoint import save_t5x
@@ -42,6 +43,20 @@ class Base:
     digest: str  # the same for a T5X and a Hugging Face copy of the same float32 weights
     step: int | None  # pretraining steps, where the checkpoint tells
     vocabulary: str | None  # the SentencePiece model beside the weights
+
+    def check(self, prompt: Prompt, called: str) -> None:
+        """Raises UserError for a prompt that was tuned on another base."""
+        width, card = prompt.vectors.shape[1], prompt.card
+        if width != self.config.emb_dim:
+            raise UserError(
+                f"The prompt {called} is {width} wide, the base {self.path} {self.config.emb_dim}: choose the base it"
+                " was tuned on."
+            )
+        if card.base_digest and card.base_digest != self.digest:
+            raise UserError(
+                f"The prompt {called} was tuned on another base, one with other weights ({card.base}, digest"
+                f" {card.base_digest[:12]}; {self.path} has {self.digest[:12]}): choose the base it was tuned on."
+            )
 
 
 def load_base(

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from prompt_tuning import __version__
+from prompt_tuning import __version__, disk
 from prompt_tuning.errors import UserError
 from prompt_tuning.step import TrainState
 
@@ -102,16 +102,9 @@ class Checkpointer:
             state=self._ocp.args.StandardSave(tree),
             identity=self._ocp.args.JsonSave(told | {"seal": _seal(told)}),
         )
-        try:
+        with disk.writing(f"the checkpoint of step {step}", self.folder):
             self._manager.save(step, args=items)
             self._manager.wait_until_finished()
-        except Exception as error:  # TensorStore's own types
-            if not any(sign in str(error) for sign in ("No space left", "RESOURCE_EXHAUSTED", "File too large")):
-                raise
-            raise UserError(
-                f"The disk of {self.folder} is full: the checkpoint of step {step} could not be written, those before"
-                " it are whole. Free some space and type the same command to go on."
-            ) from error
 
     def restore(self, state: TrainState, best: Best, identity: Identity) -> Restored:
         """The newest whole checkpoint, in the shapes and places of `state` and `best`; damaged ones are set aside.

@@ -133,13 +133,10 @@ def _of_run(opened: Opened) -> tuple[np.ndarray, list[str]]:
 
 def _bank(opened: Opened, prompts: dict[str, Prompt]) -> np.ndarray:
     """The prompts in the slots, `bank[K P D]`. Raises UserError for one of another base."""
-    width = opened.base.config.emb_dim
-    bank = np.zeros((len(opened.slots), opened.model.length, width), np.float32)
+    bank = np.zeros((len(opened.slots), opened.model.length, opened.base.config.emb_dim), np.float32)
     for k, (name, prompt) in enumerate(prompts.items()):
-        length, own = prompt.vectors.shape
-        other = prompt.card.base_digest and prompt.card.base_digest != opened.base.digest
-        if own != width or other:
-            raise UserError(f"The prompt {name} ({length} x {own}) was tuned on another base, {prompt.card.base}; this one is {opened.base.path}, {width} wide.")  # fmt: skip # noqa: E501
+        opened.base.check(prompt, name)
+        length = len(prompt.vectors)
         if length != opened.slots[k].length:
             raise UserError(f"The prompt {name} has {length} vectors. Type --gin.PROMPT_LENGTH={length}.")
         bank[k, :length] = prompt.vectors

@@ -139,16 +139,12 @@ def _load_peft(folder: Path) -> Prompt:
 def with_base(base_path: str | Path, source: str | Path, out: str | Path) -> Path:
     """Writes base and prompt as one T5X checkpoint, as the authors' runs leave it; returns `out/checkpoint_STEP`.
 
-    STEP counts from the base's own step, as T5X does. Raises UserError, also where the two widths differ.
+    STEP counts from the base's own step, as T5X does. Raises UserError, also for a prompt of another base.
     """
     from prompt_tuning import base, t5x_checkpoint  # JAX and TensorStore take longer to import than everything else
 
     loaded, prompt = base.load_base(base_path), load(source)
-    if prompt.vectors.shape[1] != loaded.config.emb_dim:
-        raise UserError(
-            f"The prompt in {source} is {prompt.vectors.shape[1]} wide, the base {loaded.path} {loaded.config.emb_dim}:"
-            " they do not belong together. Give the base that the prompt was tuned on."
-        )
+    loaded.check(prompt, str(source))
     params = {**loaded.params, "encoder": {**loaded.params["encoder"], **_tree(prompt)["encoder"]}}
     step = (loaded.step or 0) + (prompt.card.step or 0)
     return Path(t5x_checkpoint.save_t5x(params, Path(out).expanduser(), step))

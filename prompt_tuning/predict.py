@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import io
 import json
 import sys
 import threading
@@ -19,7 +20,7 @@ from prompt_tuning.base import Base, load_base
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import LENGTHS
 from prompt_tuning.progress import bar
-from prompt_tuning.records import parsed
+from prompt_tuning.records import lines, parsed
 from prompt_tuning.slots import Slot
 from prompt_tuning.split import Params
 from prompt_tuning.step import Model
@@ -143,13 +144,8 @@ class PromptTuned:
         """
         loaded, known_as = _loaded(prompt)
         called = name or known_as
-        digest = loaded.card.base_digest
         ranked = tuple(loaded.card.labels if labels is None else labels)
-        if loaded.vectors.shape[1] == self.base.config.emb_dim and digest and digest != self.base.digest:
-            raise UserError(
-                f"The prompt {called} was tuned on a base with other weights ({loaded.card.base}, digest"
-                f" {digest[:12]}; {self.base.path} has {self.base.digest[:12]}). Choose the base it was tuned on."
-            )
+        self.base.check(loaded, called)
         with self._changing:
             bank = self.bank.add(loaded, called, ranked)
             self._check_labels(ranked, bank.entry(called))
@@ -241,15 +237,15 @@ def main(options: argparse.Namespace) -> int:
         raise UserError("Texts stand both on the command line and in --input: give one of them.")
     if not options.text and not options.input:
         raise UserError("There is nothing to answer. Type texts, or --input FILE (- for standard input).")
-    asked = [(text, None) for text in options.text] or _read(options.input)
+    asked = [(_typed(text), None) for text in options.text] or _read(options.input)
     if not asked:
         raise UserError(f"{options.input} holds no text.")
     if len(asked) > options.batch_size and not options.decode:
         device.share_cpu()
-    tuned = PromptTuned.load(options.base, options.prompt, options.labels, options.vocabulary, options.batch_size)
-    requests = [Request(text, name or tuned.only, decode=options.decode) for text, name in asked]
-    answers = tuned.answer(requests, options.content_free, bar)
-    with _output(options.output) as out:
+    with _output(options.output) as out:  # opened first: no answer is computed for a place that takes none
+        tuned = PromptTuned.load(options.base, options.prompt, options.labels, options.vocabulary, options.batch_size)
+        requests = [Request(text, name or tuned.only, decode=options.decode) for text, name in asked]
+        answers = tuned.answer(requests, options.content_free, bar)
         for request, answer in zip(requests, answers, strict=True):
             row = {"text": request.text, "prediction": answer.text, "probabilities": answer.probabilities, "score": answer.score, "prompt": request.prompt}  # fmt: skip # noqa: E501
             if answer.prior:
@@ -258,17 +254,23 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
+def _typed(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"The text {text!a} is not UTF-8: character {error.start + 1} is half of one.") from None
+    return text
+
+
 def _read(name: str) -> list[tuple[str, str | None]]:
     """A text a line; in .jsonl files, or lines that are JSON objects on standard input, 'text' and perhaps 'prompt'."""
     path = Path(name)
     if name != "-" and not path.is_file():
         raise UserError(f"There is no input file {name}.")
-    try:
-        lines = (sys.stdin if name == "-" else path.open(encoding="utf-8")).read().splitlines()
-    except UnicodeDecodeError as error:
-        raise UserError(f"{name} is not UTF-8 text (byte {error.start}).") from error
-    json_lines = path.suffix == ".jsonl" or (name == "-" and lines and lines[0].startswith("{"))
-    return [_fields(name, n, line) if json_lines else (line, None) for n, line in enumerate(lines, 1) if line.strip()]
+    with contextlib.nullcontext(sys.stdin.buffer) if name == "-" else path.open("rb") as file:
+        numbered = list(lines(file, "standard input" if name == "-" else name))
+    json_lines = path.suffix == ".jsonl" or (name == "-" and numbered and numbered[0][1].startswith("{"))
+    return [_fields(name, n, line) if json_lines else (line, None) for n, line in numbered if line.strip()]
 
 
 def _fields(name: str, number: int, line: str) -> tuple[str, str | None]:
@@ -284,16 +286,18 @@ def _fields(name: str, number: int, line: str) -> tuple[str, str | None]:
 
 @contextlib.contextmanager
 def _output(name: str | None) -> Iterator[TextIO]:
-    """Standard output, or a file that takes its place when it is complete."""
+    """Standard output, a device or a pipe, or a file that takes its place when it is complete."""
     if name is None:
         yield sys.stdout
         return
-    path = Path(name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
+    path = Path(name).expanduser().resolve()  # where a link leads
+    if path.is_dir():
+        raise UserError(f"{name} is a folder; --output is a file for the answers.")
+    if path.exists() and not path.is_file():
+        with path.open("w", encoding="utf-8") as file:
             yield file
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        return
+    with prompt_file.replacing(path) as whole:
+        text = io.TextIOWrapper(whole, encoding="utf-8")
+        yield text
+        text.detach()

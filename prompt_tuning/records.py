@@ -4,7 +4,7 @@ import csv
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from prompt_tuning.errors import UserError
 
@@ -42,17 +42,24 @@ def read_records(path: Path, columns: Sequence[str] | None = None, any_width: bo
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """Lines by \\n alone: Python's own text mode would also break at characters that occur inside sentences."""
     with path.open("rb") as file:
-        for n, raw in enumerate(file, 1):
-            try:
-                line = raw.decode("utf-8-sig" if n == 1 else "utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(
-                    f"{path}:{n}: byte {error.start + 1} of the line (0x{raw[error.start]:02x}) is not UTF-8. "
-                    f"Convert the file, for example with `iconv -f latin1 -t utf-8`."
-                ) from None
-            yield n, line.rstrip("\r\n")
+        yield from lines(file, str(path))
+
+
+def lines(file: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
+    """Lines, from 1, by \\n alone: Python's own text mode would also break at characters that occur inside sentences.
+
+    Raises UserError for one that is not UTF-8.
+    """
+    for n, raw in enumerate(file, 1):
+        try:
+            line = raw.decode("utf-8-sig" if n == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{name}:{n}: byte {error.start + 1} of the line (0x{raw[error.start]:02x}) is not UTF-8. "
+                f"Convert the file, for example with `iconv -f latin1 -t utf-8`."
+            ) from None
+        yield n, line.rstrip("\r\n")
 
 
 def _jsonl(path: Path) -> Iterator[Record]:

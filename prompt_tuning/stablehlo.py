@@ -43,9 +43,7 @@ def write(prompt: Prompt, base: Base, vocabulary: Vocabulary, labels: Sequence[s
         raise UserError(f"{out} exists already. Give another folder, or remove it.")
     if not labels:
         raise UserError("This prompt's card names no labels to rank. Type --labels LABEL LABEL ...")
-    digest = prompt.card.base_digest
-    if prompt.vectors.shape[1] != base.config.emb_dim or (digest and digest != base.digest):
-        raise UserError(f"The prompt was tuned on another base than {base.path} ({prompt.card.base or 'unknown'}). Type --base PATH.")  # fmt: skip # noqa: E501
+    base.check(prompt, prompt.card.name)
     vocabulary.check_labels(labels, LABEL_LENGTH, "the prompt")
     weights = traverse_util.flatten_dict(base.params, sep="/") | {"prompt/bank": prompt.vectors[None]}
     weights = {name: np.asarray(array) for name, array in weights.items()}

@@ -12,6 +12,7 @@ import numpy as np
 import tensorstore as ts
 from flax import serialization, traverse_util
 
+from prompt_tuning import disk
 from prompt_tuning.base_source import Source, Tensor, of_a_t5
 from prompt_tuning.errors import UserError
 from prompt_tuning.stack import T5Config
@@ -53,20 +54,25 @@ def save_t5x(params: dict[str, Any], path: str | Path, step: int, dtype: Any = j
         raise UserError(f"{final} exists already. Give another folder or step, or remove it.")
     temporary = final.with_name(f"{final.name}.tmp-{uuid.uuid4().hex[:8]}")
     temporary.mkdir(parents=True)
-    index: dict[str, Any] = {}
     try:
-        for name, array in traverse_util.flatten_dict(params, sep="/").items():
-            stored = f"target.{name.replace('/', '.')}"
-            spec = _write(temporary / stored, np.asarray(array).astype(dtype))
-            index[f"target/{name}"] = {**spec, "kvstore": {"driver": "file", "path": f"{stored}/"}}
-        tree = traverse_util.unflatten_dict(index, sep="/")
-        tree["state"] = {"step": np.int32(step)}  # T5X reads no empty node where optimizer states would stand
-        (temporary / "checkpoint").write_bytes(serialization.msgpack_serialize({"version": VERSION, "optimizer": tree}))
-        temporary.rename(final)
+        with disk.writing("the model", final.parent):
+            _write_all(params, temporary, step, dtype)
+            temporary.rename(final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return str(final)
+
+
+def _write_all(params: dict[str, Any], folder: Path, step: int, dtype: Any) -> None:
+    index: dict[str, Any] = {}
+    for name, array in traverse_util.flatten_dict(params, sep="/").items():
+        stored = f"target.{name.replace('/', '.')}"
+        spec = _write(folder / stored, np.asarray(array).astype(dtype))
+        index[f"target/{name}"] = {**spec, "kvstore": {"driver": "file", "path": f"{stored}/"}}
+    tree = traverse_util.unflatten_dict(index, sep="/")
+    tree["state"] = {"step": np.int32(step)}  # T5X reads no empty node where optimizer states would stand
+    (folder / "checkpoint").write_bytes(serialization.msgpack_serialize({"version": VERSION, "optimizer": tree}))
 
 
 def _write(folder: Path, array: np.ndarray) -> dict[str, Any]:

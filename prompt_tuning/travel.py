@@ -121,14 +121,7 @@ def import_main(options: argparse.Namespace) -> int:
 def _identified(prompt: prompt_file.Prompt, card: prompt_file.Card, path: str, source: str) -> prompt_file.Card:
     """The card with the base's path and digest, if it can be the prompt's base."""
     base = load_base(path, None, jnp.float32)
-    width = prompt.vectors.shape[1]
-    if width != base.config.emb_dim:
-        raise UserError(f"The prompt {source} is {width} wide and the base {base.path} is {base.config.emb_dim}: choose the base it was tuned on.")  # fmt: skip # noqa: E501
-    if card.base_digest and card.base_digest != base.digest:
-        raise UserError(
-            f"The card of {source} says that it was tuned on a base with other weights ({card.base}, digest"
-            f" {card.base_digest[:12]}; {base.path} has {base.digest[:12]})."
-        )
+    base.check(prompt, source)
     if base.vocabulary and card.labels:
         Vocabulary(base.vocabulary).check_labels(card.labels, LENGTHS["inputs"], source)
     return dataclasses.replace(card, base=base.path, base_digest=base.digest)

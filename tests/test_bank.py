@@ -3,6 +3,8 @@
 import contextlib
 import dataclasses
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -71,6 +73,43 @@ def test_an_answer_may_be_as_long_as_those_a_prompt_was_trained_on(home, monkeyp
         with contextlib.suppress(ZeroDivisionError):
             one.predict(TEXTS, decode=True)
         assert lengths.pop() == expected and not lengths
+
+
+@pytest.fixture
+def asking(home, tmp_path) -> list[str]:
+    """`prompt-tuning infer` with a prompt."""
+    prompt_file.save_safetensors(tmp_path / "p.safetensors", prompt(6, 1, base=str(home / "base")))
+    return ["infer", "--prompt", str(tmp_path / "p.safetensors")]
+
+
+def test_a_line_is_a_text_whatever_characters_are_in_it(asking, tmp_path, capsys):
+    texts = ["a film\u2028about love", "a \x0c war \x85 film", "rain"]
+    plain, rows = tmp_path / "texts.txt", tmp_path / "texts.jsonl"
+    plain.write_text("\n".join(texts), "utf-8")
+    rows.write_text("\n".join(json.dumps({"text": text}, ensure_ascii=False) for text in texts), "utf-8-sig")
+    for file in (plain, rows):
+        assert cli.main([*asking, "--input", str(file)]) == 0
+        assert [json.loads(line)["text"] for line in capsys.readouterr().out.split("\n")[:-1]] == texts
+    plain.write_bytes(b"a film\ncaf\xe9\n")
+    assert cli.main([*asking, "--input", str(plain)]) == 2
+    assert "texts.txt:2: byte 4" in capsys.readouterr().err
+    assert cli.main([*asking, "caf\udce9"]) == 2
+    assert "not UTF-8" in capsys.readouterr().err
+
+
+def test_answers_go_where_a_link_leads_and_to_no_folder(asking, tmp_path, capsys, monkeypatch):
+    link, target = tmp_path / "link", tmp_path / "target"
+    link.symlink_to(target)
+    assert cli.main([*asking, "--output", str(link), "a film"]) == 0
+    assert link.is_symlink() and json.loads(target.read_text())["text"] == "a film"
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit((tmp_path / "pipe").read_text)
+        assert cli.main([*asking, "--output", str(tmp_path / "pipe"), "a film"]) == 0
+        assert read.result() == target.read_text() and (tmp_path / "pipe").is_fifo()
+    monkeypatch.setattr(PromptTuned, "load", None)
+    assert cli.main([*asking, "--output", str(tmp_path), "a film"]) == 2
+    assert "is a folder" in capsys.readouterr().err
 
 
 def test_prompts_are_added_and_removed_without_compiling(tuned, compiled):

@@ -199,9 +199,12 @@ def test_a_file_too_large_for_the_disk_leaves_the_old_one(saved, tmp_path):
         with pytest.raises(UserError, match="is full"):
             large = state_at(9).replace(trainable={"prompt": {"bank": jnp.asarray(random_bank([512]))}})
             Checkpointer(saved).save(large, best_at(9), IDENTITY)
+        with pytest.raises(UserError, match="is full"):
+            base.save_t5x({"embedding": random_bank([512])[0]}, tmp_path / "base", 9)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert path.read_bytes() == before and not list(tmp_path.glob(".*.part"))
+    assert not list((tmp_path / "base").iterdir())
     assert same(restored(saved), 6)
 
 

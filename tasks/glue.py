@@ -1,4 +1,7 @@
-"""GLUE (Wang et al. 2018), TFDS 1.0.0 (as in Lester et al. 2021) or the official tables, in T5's text-to-text form."""
+"""GLUE (Wang et al. 2018) from TFDS or the official tables, in T5's text-to-text form.
+
+TFDS makes version 2.0.0 now; 1.0.0, of the papers, differs from it in where QQP is downloaded.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +29,7 @@ def source(name: str, folders: str | tuple[str, ...], read, splits=SPLITS, files
     folders = (folders,) if isinstance(folders, str) else folders
     dtypes = DTYPES | more.pop("dtypes", {})
     official = OfficialFiles(tuple(f"glue/{f}" for f in folders), files, read, dtypes, **more)
-    return Source(f"glue/{name}:1.0.0", splits, official)
+    return Source(f"glue/{name}:2.0.0", splits, official)
 
 
 def cola() -> None:

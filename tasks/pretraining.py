@@ -275,7 +275,7 @@ def objectives() -> None:
     text_prefix_lm, text_span_corruption: the same over the files in DATA_DIR/corpus
     text_prefix_lm_and_repair, text_span_corruption_and_repair: mixtures of two, half and half
     """
-    c4 = Source("c4/en:2.2.0", {"train": "train", "validation": "validation"})
+    c4 = Source("c4/en:3.1.0", {"train": "train", "validation": "validation"})
     for name, source, objective in (
         ("c4_prefix_lm", c4, prefix_lm),
         ("c4_span_corruption", c4, span_corruption),

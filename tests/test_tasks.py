@@ -52,6 +52,13 @@ def test_every_mixture_shares_out_its_rates_without_reading_data(name, letters):
     assert all(isinstance(rate, (int, float)) for rate in mixture.rate_per_task_name.values())
 
 
+def test_tensorflow_datasets_can_make_every_set_that_is_named():
+    sources = [seqio.TaskRegistry.get(name).source for name in TASKS]
+    named = {source.tfds_name for source in sources if getattr(source, "tfds_name", None)}
+    newest = {name: f"{name.split(':')[0]}:{tfds.builder(name.split(':')[0]).version}" for name in sorted(named)}
+    assert len(named) > 60 and [name for name, new in newest.items() if name != new] == [], "older ones are not made"
+
+
 def test_the_sources_and_targets_of_the_transfer_study_are_registered():
     from tasks import spot
 

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prompt_tuning import terminal
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import LENGTHS, Mixture, Task
 from prompt_tuning.vocabulary import Vocabulary
@@ -80,7 +81,7 @@ def list_tasks(options: argparse.Namespace) -> None:
     ]
     if not any(chosen):
         raise UserError(f"No task or mixture matches {options.pattern!r}; {len(tasks)} tasks are registered.")
-    console = Console()
+    console = terminal.console()
     if chosen[0]:
         table = _table("task", "splits", "answers", "metrics", "source")
         for name in chosen[0]:
@@ -100,12 +101,12 @@ def show(options: argparse.Namespace) -> None:
     vocabulary = Vocabulary(options.vocabulary)
     lengths = dict(zip(LENGTHS, options.lengths, strict=True)) if options.lengths else LENGTHS
     mixture = _open(options, vocabulary, lengths)
-    console = Console()
+    console = terminal.console()
     if len(mixture.tasks) > 1:
         table = _table("task", "rate")
         for task, rate in zip(mixture.tasks, mixture.rates, strict=True):
             table.add_row(task.name, f"{rate:.4f}")
-        console.print(f"[bold]{mixture.name}[/bold], a mixture; show one of its tasks for examples")
+        console.print(Text.assemble((mixture.name, "bold"), ", a mixture; show one of its tasks for examples"))
         console.print(table)
         return
     task = mixture.tasks[0]

@@ -19,7 +19,7 @@ from rich.table import Table
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from prompt_tuning import prompt_file, spot
+from prompt_tuning import prompt_file, spot, terminal
 from prompt_tuning.errors import UserError, nearest
 
 INDEX = ".index"  # a safetensors file; not called so, or it would be taken for a prompt
@@ -162,7 +162,7 @@ def _read(path: Path) -> tuple[list[Entry], dict[str, np.ndarray]]:
 def main(argv: list[str]) -> int:
     """prompt-tuning library add | list | search."""
     options = _parser().parse_args(argv)
-    console = Console(highlight=False)
+    console = terminal.console()
     match options.command:
         case "add":
             for entry in Library(options.folder, create=True).add(options.prompts, options.name):
@@ -216,7 +216,7 @@ def _search(options: argparse.Namespace, console: Console) -> None:
         console.print(table)
     if others:
         text = f"{others:,} prompts of {library.folder} are of another length, width or base and were not compared"
-        Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+        terminal.console(stderr=True).print(text, soft_wrap=True)
 
 
 def _table(*columns: str) -> Table:

@@ -16,7 +16,9 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from prompt_tuning import terminal
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.records import read_records
 
@@ -79,7 +81,7 @@ def main(options: argparse.Namespace) -> int:
     if not (options.data_dir or os.environ.get("DATA_DIR")):
         raise UserError("Say where the files go: --data_dir DIR, or the environment variable DATA_DIR.")
     chosen = _chosen(options.names)
-    console = Console()
+    console = terminal.console()
     failures = {}
     if not options.verify:
         for published in chosen:
@@ -91,13 +93,13 @@ def main(options: argparse.Namespace) -> int:
     changed = check_sums(root, chosen)
     console.print(_report(root, chosen, changed))
     for folder, why in failures.items():
-        console.print(f"{folder}: {why}", style="red", markup=False, soft_wrap=True)
+        console.print(f"{folder}: {why}", style="red", soft_wrap=True)
     lacking = [p for p in chosen if missing(root, p)]
     if lacking:
         console.print(f"{len(lacking)} of {len(chosen)} sets are not whole. Where there is no network, put the files")
-        console.print(f"from these addresses below {root}, in the folders named above:", markup=False)
+        console.print(f"from these addresses below {root}, in the folders named above:")
         for published in lacking:
-            console.print("  " + "\n  ".join(published.urls), markup=False, soft_wrap=True)
+            console.print("  " + "\n  ".join(published.urls), soft_wrap=True)
     return 1 if lacking or changed else 0
 
 
@@ -221,9 +223,11 @@ def _report(root: Path, chosen: Sequence[Published], changed: set[str]) -> Table
     for published in chosen:
         here = [f for f in (*published.files, *published.extras) if (root / published.folder / f).is_file()]
         size = sum((root / published.folder / f).stat().st_size for f in here) / 1e6
-        state = [f"[red]missing {f}[/red]" for f in missing(root, published)]
-        state += [f"[red]changed {Path(n).name}[/red]" for n in sorted(changed) if n.startswith(f"{published.folder}/")]
-        table.add_row(published.folder, " ".join(here), f"{size:.1f}", ", ".join(state) or "[green]whole[/green]")
+        state = [Text(f"missing {f}", "red") for f in missing(root, published)]
+        state += [
+            Text(f"changed {Path(n).name}", "red") for n in sorted(changed) if n.startswith(f"{published.folder}/")
+        ]
+        table.add_row(published.folder, " ".join(here), f"{size:.1f}", Text(", ").join(state) or Text("whole", "green"))
     return table
 
 

@@ -10,10 +10,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from prompt_tuning import configure, device, infer, report, split, train
+from prompt_tuning import configure, device, infer, report, split, terminal, train
 from prompt_tuning.errors import UserError
 from prompt_tuning.infer import Answerer
 from prompt_tuning.log import bytes_in_words
@@ -63,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
 
 def compare(out: Path, base: str, task: str, seed: int) -> list[Row]:
     """Majority class, frozen model without a prompt, frozen model with one, model tuning; each run in its folder."""
-    say = Console(highlight=False).print
+    say = terminal.console().print
     say(f"1/2  a prompt for the frozen model, on {task}", style="bold")
     run = _configured(PROMPT, out / "prompt", base, task, seed)
     opened = open_run(run)
@@ -115,7 +114,7 @@ def _tell(out: Path, task: str, rows: list[Row], picture: Path | None, seconds: 
     for row in rows:
         size = bytes_in_words(4 * row.trained) if row.trained else ""
         table.add_row(row.name, f"{row.accuracy:.1f} %", f"{row.trained:,}" if row.trained else "none", size)
-    console = Console(highlight=False)
+    console = terminal.console()
     console.print(f"\n{task} after {seconds:.0f} s\n", style="bold")
     console.print(table)
     prompt = next((out / "prompt" / "prompts").glob("*.safetensors"))

@@ -7,11 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prompt_tuning import export, interpret
+from prompt_tuning import export, interpret, terminal
 from prompt_tuning.base import open_source, vocabulary_beside
 from prompt_tuning.errors import UserError
 from prompt_tuning.interpret import Reading
@@ -41,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
 def main(options: argparse.Namespace) -> int:
     """`prompt-tuning interpret`."""
     reading = _read(options)
-    show(reading, Console())
+    show(reading)
     if options.out:
         folder = Path(options.out).expanduser()
         folder.mkdir(parents=True, exist_ok=True)
@@ -80,7 +79,7 @@ def _read(options: argparse.Namespace) -> Reading:
     return interpret.read(prompt, table, vocabulary, before, options.neighbours)
 
 
-def show(reading: Reading, console: Console) -> None:
+def show(reading: Reading) -> None:
     """The table, and what it comes to."""
     known = reading.positions[0].norm_before is not None
     table = Table(box=None, header_style="bold", title=f"{reading.name} {reading.task}".strip(), title_justify="left")
@@ -90,14 +89,15 @@ def show(reading: Reading, console: Console) -> None:
     table.add_column("tight", justify="right")
     for i, p in enumerate(reading.positions):
         norms = [f"{p.norm_before:.1f}", f"{p.norm:.1f}", f"{p.cosine_before:.2f}"] if known else [f"{p.norm:.1f}"]
-        text = Text()  # pieces may hold brackets, which rich would read as markup
+        text = Text()
         for piece, cosine in zip(p.neighbours, p.cosines, strict=True):
             label = interpret.word_of(piece) in p.label_words
             text.append(piece.removeprefix("▁"), style="bold green" if label else "").append(f" {cosine:.2f}  ", "dim")
         table.add_row(str(i), *norms, text, Text(f"{p.tightness:.2f}{'*' if p.clustered else ' '}"))
+    console = terminal.console()
     console.print(table)
     for line in summary(reading):
-        console.print(line, markup=False, highlight=False)
+        console.print(line)
 
 
 def summary(reading: Reading) -> list[str]:

@@ -1,5 +1,6 @@
 """A folder of prompts: what is found in it, what is kept of it, and what is refused."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -100,6 +101,21 @@ def test_the_command_adds_lists_and_searches(tmp_path, places, capsys):
     assert prompt_file.load(rows[0]["path"]).card.task == "task_c"
     assert cli.main(["library", "list", str(tmp_path / "none")]) == 2
     assert "library add" in capsys.readouterr().err
+
+
+def test_brackets_on_a_card_are_printed_as_they_are(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    cards = {"a": "[/oops]", "b": "[bold]mine", "c": "task:cat:"}
+    for seed, (name, task) in enumerate(cards.items()):
+        prompt = prompt_file.load(save(tmp_path, name, seed))
+        card = dataclasses.replace(prompt.card, task=task, base="[/t5]")
+        prompt_file.save_safetensors(tmp_path / f"{name}.safetensors", prompt_file.Prompt(prompt.vectors, card))
+    places = [str(tmp_path / f"{name}.safetensors") for name in cards]
+    shelf = str(tmp_path / "[/shelf]")
+    for argv in (["add", shelf, *places], ["list", shelf], ["search", shelf, places[0]]):
+        assert cli.main(["library", *argv]) == 0
+        said = capsys.readouterr().out
+        assert all(task in said for task in cards.values())
 
 
 def test_a_runs_prompts_are_found_by_slot_and_step(tmp_path):

@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     module(look)
 
     prepare = commands.add_parser("prepare", help="download and verify the official files of SuperGLUE and GLUE")
-    prepare.add_argument("names", nargs="*", help="sets such as BoolQ or SST-2 (default: all), or tasks with --tfds")
+    prepare.add_argument("names", nargs="*", help="sets such as BoolQ or glue/RTE (default: all), or tasks with --tfds")
     prepare.add_argument("--data_dir", metavar="DIR", help="where they go; default: $DATA_DIR")
     prepare.add_argument(
         "--verify", action="store_true", help="download nothing; say what is there and what is missing"

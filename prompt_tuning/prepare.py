@@ -104,11 +104,13 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _chosen(names: Sequence[str]) -> list[Published]:
-    known = {p.name: p for p in SETS}
-    unknown = [n for n in names if n not in known]
-    if unknown:
-        raise UserError(f"No set is called {unknown[0]!r}.{nearest(unknown[0], known)} Known: {', '.join(known)}.")
-    return [known[n] for n in names] or SETS
+    """Every set of these names, such as RTE of either benchmark, or superglue/RTE; all sets without a name."""
+    known = {name for p in SETS for name in (p.name, p.folder)}
+    for name in names:
+        if name not in known:
+            listed = ", ".join(p.folder for p in SETS)
+            raise UserError(f"No set is called {name!r}.{nearest(name, known)} Known: {listed}.")
+    return [p for p in SETS if not names or p.name in names or p.folder in names]
 
 
 def missing(root: Path, published: Published) -> list[str]:
@@ -199,14 +201,25 @@ def _sum(path: Path) -> str:
 
 def _read_sums(root: Path) -> dict[str, str]:
     path = root / SUMS
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return {name: digest for digest, name in (line.split(maxsplit=1) for line in lines if line.strip())}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text ({error}). Remove it: without it, files are not compared.") from None
+    sums = {}
+    for number, line in enumerate(lines, 1):
+        match line.split(maxsplit=1):
+            case [digest, name]:
+                sums[name] = digest
+            case [_]:
+                raise UserError(f"{path}:{number} is {line[:80]!r}, not a checksum and a file: remove that line.")
+    return sums
 
 
 def _write_sums(root: Path, files: Sequence[Path]) -> None:
     """Adds the files to the list of checksums, in the format of `sha256sum --check`."""
     sums = _read_sums(root) | {f.relative_to(root).as_posix(): _sum(f) for f in files}
-    (root / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
+    lines = (f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+    (root / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
 def check_sums(root: Path, chosen: Sequence[Published]) -> set[str]:

@@ -176,3 +176,19 @@ def test_the_published_checksums_cover_every_zip():
 def test_an_unknown_set_offers_the_nearest():
     with pytest.raises(UserError, match=r"No set is called 'Boolq'.*'BoolQ'"):
         catalogue.main(["prepare", "Boolq", "--data_dir", "x"])
+
+
+def test_a_bare_name_means_every_set_of_that_name():
+    folders = lambda *names: [p.folder for p in prepare._chosen(names)]
+    assert folders("RTE") == ["superglue/RTE", "glue/RTE"] == folders("glue/RTE", "RTE")
+    assert folders("superglue/RTE") == ["superglue/RTE"]
+    assert len(folders()) == 19
+    with pytest.raises(UserError, match="'RTE'"):
+        folders("rte")
+
+
+@pytest.mark.parametrize("content, said", [(b"\n0123\n", ":2 is '0123'"), (b"\xff\xfe\n", "is no text")])
+def test_damaged_checksums_are_named(tmp_path, content, said):
+    (tmp_path / prepare.SUMS).write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        catalogue.main(["prepare", "--verify", "--data_dir", str(tmp_path)])

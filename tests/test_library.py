@@ -1,6 +1,7 @@
 """A folder of prompts: what is found in it, what is kept of it, and what is refused."""
 
 import dataclasses
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -100,7 +101,34 @@ def test_the_command_adds_lists_and_searches(tmp_path, places, capsys):
     assert rows[0]["name"] == "c" and len(rows) == 2
     assert prompt_file.load(rows[0]["path"]).card.task == "task_c"
     assert cli.main(["library", "list", str(tmp_path / "none")]) == 2
-    assert "library add" in capsys.readouterr().err
+    assert f"library add {tmp_path / 'none'} PROMPT" in capsys.readouterr().err
+
+
+def test_files_that_cannot_be_read_are_left_out_named_and_not_replaced(shelf, places, capsys):
+    (shelf.folder / "bad.safetensors").write_bytes(b"no prompt")
+    (shelf.folder / "gone.safetensors").symlink_to("nowhere")
+    assert [entry.name for entry in Library(shelf.folder).entries] == list("abcd")
+    for argv in (["list"], ["search", places[0]], ["add", places[0], "--name", "e"]):
+        assert cli.main(["library", argv[0], str(shelf.folder), *argv[1:]]) == 0
+        assert "not readable: bad.safetensors, gone.safetensors" in capsys.readouterr().err
+    with pytest.raises(UserError, match="already has a prompt"):
+        Library(shelf.folder).add([places[0]], "bad")
+
+
+def test_a_library_that_cannot_be_written_to_is_read(tmp_path, capsys, monkeypatch):
+    save(tmp_path, "a", 0)
+    save(tmp_path, "b", 1, length=5)
+
+    def refuse(path):
+        raise PermissionError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(prompt_file, "replacing", refuse)
+    assert cli.main(["library", "search", str(tmp_path), str(tmp_path / "a.safetensors")]) == 0
+    assert "not compared: 1 prompt of another length" in capsys.readouterr().err
+    (tmp_path / "b.safetensors").unlink()
+    assert cli.main(["library", "list", str(tmp_path)]) == 0
+    assert "1 prompt in" in capsys.readouterr().out
+    assert not (tmp_path / library.INDEX).exists()
 
 
 def test_brackets_on_a_card_are_printed_as_they_are(tmp_path, capsys, monkeypatch):

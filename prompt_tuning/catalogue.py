@@ -16,6 +16,7 @@ from rich.text import Text
 from prompt_tuning import terminal
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import LENGTHS, Mixture, Task
+from prompt_tuning.flags import whole_number
 from prompt_tuning.vocabulary import Vocabulary
 
 MEASURED = 5000  # examples of a split whose tokens are counted
@@ -55,8 +56,8 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("--vocabulary", required=True, metavar="PATH", help="sentencepiece model, or a folder with one")
     look.add_argument("--data_dir", metavar="DIR", help="official files (superglue/, glue/); default: $DATA_DIR")
     look.add_argument("--split", metavar="SPLIT", help="show examples of this split; default: the first one")
-    look.add_argument("--examples", type=int, default=3, metavar="N")
-    look.add_argument("--lengths", nargs=2, type=int, metavar=("INPUTS", "TARGETS"), help="default: 512 62")
+    look.add_argument("--examples", type=whole_number(0), default=3, metavar="N")
+    look.add_argument("--lengths", nargs=2, type=whole_number(1), metavar=("INPUTS", "TARGETS"), help="default: 512 62")
     module(look)
 
     prepare = commands.add_parser("prepare", help="download and verify the official files of SuperGLUE and GLUE")

@@ -22,6 +22,7 @@ from safetensors.numpy import save
 
 from prompt_tuning import prompt_file, spot, terminal
 from prompt_tuning.errors import UserError, nearest
+from prompt_tuning.flags import whole_number
 
 INDEX = ".index"  # a safetensors file; not called so, or it would be taken for a prompt
 
@@ -207,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument(
         "prompt", metavar="PROMPT", help="a file, RUN:SLOT, or RUN:SLOT@STEP (the paper: of step 10,000)"
     )
-    search.add_argument("--top", type=int, default=10, metavar="N", help="how many to show")
+    search.add_argument("--top", type=whole_number(1), default=10, metavar="N", help="how many to show")
     search.add_argument("--by", choices=("per_token_average", "average_tokens"), default="per_token_average")
     search.add_argument("--json", action="store_true", help="a JSON line a prompt")
     return parser
@@ -217,7 +218,7 @@ def _search(options: argparse.Namespace, console: Console) -> None:
     library = Library(options.folder)
     found, others = library.search(options.prompt, getattr(spot, options.by))
     table = _table("", "prompt", "average tokens", "per token", "task", "score")
-    for n, hit in enumerate(found[: max(options.top, 0)], 1):
+    for n, hit in enumerate(found[: options.top], 1):
         e = hit.entry
         if options.json:
             row = {"name": e.name, "path": str(library.path(e.name)), "task": e.task, "score": e.score}

@@ -106,7 +106,7 @@ def test_mistakes_say_what_to_type(home, tmp_path, capsys):
         (("wide.npy",), "--base PATH"),
         (("wide.npy", *base), "8 wide"),
         (("fine.npy", *base, "--before", str(tmp_path / "wide.npy")), "began as"),
-        (("fine.npy", *base, "--neighbours", "1"), "two or more"),
+        (("fine.npy", *base, "--out", str(tmp_path / "fine.npy")), "is a file, and --out takes a folder"),
     ]:
         assert cli.main(["interpret", str(tmp_path / argv[0]), *argv[1:]]) == 2
         assert word in capsys.readouterr().err

@@ -62,7 +62,8 @@ def _main(argv: Sequence[str] | None) -> int:
         _drop_output()
         return 141
     except OSError as error:
-        what = f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+        place = error.filename2 or error.filename  # of a file that was to be moved, where to
+        what = f"{error.strerror} ({place})" if place else error.strerror
         if error.errno in FULL:
             return _complain(f"{what}. Nothing that was saved before is lost: free the disk or choose another MODEL_DIR, and type the same command to go on.")  # fmt: skip # noqa: E501
         if error.errno in WRONG_PLACE:

@@ -191,7 +191,7 @@ def failing(number: int):
     """A command that ends in this error of the system."""
 
     def run(argv):
-        raise OSError(number, os.strerror(number), "there")
+        raise OSError(number, os.strerror(number), "here", None, "there")
 
     return "", run
 
@@ -206,11 +206,11 @@ def test_an_error_of_the_system_says_what_helps(monkeypatch, capsys):
         assert "(there). Name another file or folder" in said and "disk" not in said
 
 
-@pytest.mark.parametrize("lines", [1, 100_000], ids=["at the end", "while it prints"])
-def test_a_reader_that_leaves_ends_the_command_quietly(lines):
+@pytest.mark.parametrize("printing", ["print('answer')", "print('answer' * 10**6)", "terminal.console().print('row')"])
+def test_a_reader_that_leaves_ends_the_command_quietly(printing):
     code = (
-        "import sys, time; from prompt_tuning import cli;"
-        f"run = lambda argv: time.sleep(0.5) or print('answer\\n' * {lines}) or 0;"
+        "import sys, time; from prompt_tuning import cli, terminal;"
+        f"run = lambda argv: time.sleep(0.5) or {printing} or 0;"
         "cli.COMMANDS['try'] = '', run; sys.exit(cli.main(['try']))"
     )
     process = subprocess.Popen([os.sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)

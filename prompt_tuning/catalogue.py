@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from prompt_tuning import terminal
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import LENGTHS, Mixture, Task
+from prompt_tuning.flags import whole_number
 from prompt_tuning.vocabulary import Vocabulary
 
 MEASURED = 5000  # examples of a split whose tokens are counted
@@ -54,12 +56,12 @@ def _parser() -> argparse.ArgumentParser:
     look.add_argument("--vocabulary", required=True, metavar="PATH", help="sentencepiece model, or a folder with one")
     look.add_argument("--data_dir", metavar="DIR", help="official files (superglue/, glue/); default: $DATA_DIR")
     look.add_argument("--split", metavar="SPLIT", help="show examples of this split; default: the first one")
-    look.add_argument("--examples", type=int, default=3, metavar="N")
-    look.add_argument("--lengths", nargs=2, type=int, metavar=("INPUTS", "TARGETS"), help="default: 512 62")
+    look.add_argument("--examples", type=whole_number(0), default=3, metavar="N")
+    look.add_argument("--lengths", nargs=2, type=whole_number(1), metavar=("INPUTS", "TARGETS"), help="default: 512 62")
     module(look)
 
     prepare = commands.add_parser("prepare", help="download and verify the official files of SuperGLUE and GLUE")
-    prepare.add_argument("names", nargs="*", help="sets such as BoolQ or SST-2 (default: all), or tasks with --tfds")
+    prepare.add_argument("names", nargs="*", help="sets such as BoolQ or glue/RTE (default: all), or tasks with --tfds")
     prepare.add_argument("--data_dir", metavar="DIR", help="where they go; default: $DATA_DIR")
     prepare.add_argument(
         "--verify", action="store_true", help="download nothing; say what is there and what is missing"
@@ -80,7 +82,7 @@ def list_tasks(options: argparse.Namespace) -> None:
     ]
     if not any(chosen):
         raise UserError(f"No task or mixture matches {options.pattern!r}; {len(tasks)} tasks are registered.")
-    console = Console()
+    console = terminal.console()
     if chosen[0]:
         table = _table("task", "splits", "answers", "metrics", "source")
         for name in chosen[0]:
@@ -100,12 +102,12 @@ def show(options: argparse.Namespace) -> None:
     vocabulary = Vocabulary(options.vocabulary)
     lengths = dict(zip(LENGTHS, options.lengths, strict=True)) if options.lengths else LENGTHS
     mixture = _open(options, vocabulary, lengths)
-    console = Console()
+    console = terminal.console()
     if len(mixture.tasks) > 1:
         table = _table("task", "rate")
         for task, rate in zip(mixture.tasks, mixture.rates, strict=True):
             table.add_row(task.name, f"{rate:.4f}")
-        console.print(f"[bold]{mixture.name}[/bold], a mixture; show one of its tasks for examples")
+        console.print(Text.assemble((mixture.name, "bold"), ", a mixture; show one of its tasks for examples"))
         console.print(table)
         return
     task = mixture.tasks[0]

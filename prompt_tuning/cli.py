@@ -8,12 +8,18 @@ from collections.abc import Callable, Sequence
 
 from prompt_tuning import __version__, allocator
 from prompt_tuning.errors import UserError
+from prompt_tuning.flags import whole_number
 
 EXAMPLE = """\
 Example:
   prompt-tuning train --gin_file=runs/sst2_small.gin --gin.MODEL_DIR=runs/sst2 \\
       --gin.INITIAL_CHECKPOINT_PATH=google/t5-small-lm-adapt
 """
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+WRONG_PLACE = (
+    errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -42,7 +48,9 @@ def _main(argv: Sequence[str] | None) -> int:
         _, run = COMMANDS[argv[0]]
         if whole_process:  # and not a caller's, who may not be started again
             allocator.start_in_huge_pages()
-        return run(argv[1:])
+        code = run(argv[1:])
+        print(end="", flush=True)
+        return code
     except UserError as error:
         return _complain(str(error))
     except (RuntimeError, ValueError) as error:
@@ -50,28 +58,34 @@ def _main(argv: Sequence[str] | None) -> int:
         if job is None or not (said := job.lost(error)):
             raise
         return _complain(str(said))
+    except BrokenPipeError:  # the reader of standard output has read enough, as `head` does
+        _drop_output()
+        return 141
     except OSError as error:
-        if error.errno not in (
-            errno.ENOSPC,
-            errno.EDQUOT,
-            errno.EFBIG,
-            errno.EACCES,
-            errno.EROFS,
-            errno.EPERM,
-            errno.ENOTDIR,
-        ):
-            raise
-        what = f" ({error.filename})" if error.filename else ""
-        return _complain(f"{error.strerror}{what}. Nothing that was saved before is lost: free the disk or choose another MODEL_DIR, and type the same command to go on.")  # fmt: skip # noqa: E501
+        place = error.filename2 or error.filename  # of a file that was to be moved, where to
+        what = f"{error.strerror} ({place})" if place else error.strerror
+        if error.errno in FULL:
+            return _complain(f"{what}. Nothing that was saved before is lost: free the disk or choose another MODEL_DIR, and type the same command to go on.")  # fmt: skip # noqa: E501
+        if error.errno in WRONG_PLACE:
+            return _complain(f"{what}. Name another file or folder, or change what stands there, and type the same command again.")  # fmt: skip # noqa: E501
+        raise
     except KeyboardInterrupt:
         return 130
 
 
 def _complain(message: str) -> int:
-    sys.stdout.flush()
+    try:
+        print(end="", flush=True)
+    except OSError:
+        _drop_output()
     message = message.split("\n  In call to configurable")[0]  # which gin adds, and means nothing to a person
     print(f"prompt-tuning: {message}", file=sys.stderr)
     return 2
+
+
+def _drop_output() -> None:
+    """Sends what is not printed yet nowhere, or Python would try again when it ends, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _gin_parser(command: str, description: str) -> argparse.ArgumentParser:
@@ -89,8 +103,8 @@ def _gin_parser(command: str, description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--multihost", action="store_true", help="on every host of a TPU pod or SLURM step: JAX finds the others")  # fmt: skip # noqa: E501
     parser.add_argument("--coordinator_address", metavar="HOST:PORT", help="elsewhere, in each of several processes: where process 0 is found")  # fmt: skip # noqa: E501
-    parser.add_argument("--process_count", type=int, metavar="N", help="how many there are")
-    parser.add_argument("--process_index", type=int, metavar="I", help="which of them this is, from 0")
+    parser.add_argument("--process_count", type=whole_number(1), metavar="N", help="how many there are")
+    parser.add_argument("--process_index", type=whole_number(0), metavar="I", help="which of them this is, from 0")
     parser.add_argument("--gin.NAME", dest="_", metavar="VALUE", help="sets one name, such as --gin.BATCH_SIZE=16")
     return parser
 
@@ -169,7 +183,7 @@ def _infer(argv: list[str]) -> int:
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="rank these; default: those of the prompt's card")
     parser.add_argument("--decode", action="store_true", help="write the answer freely instead of ranking labels")
     parser.add_argument("--content_free", nargs="+", default=[], metavar="TEXT", help="calibrate the ranking by inputs that say nothing ('sentence: N/A')")  # fmt: skip # noqa: E501
-    parser.add_argument("--batch_size", type=int, default=64, metavar="N")
+    parser.add_argument("--batch_size", type=whole_number(1), default=64, metavar="N")
     options = parser.parse_args(argv)
     from prompt_tuning import predict
 
@@ -204,14 +218,22 @@ def _serve(argv: list[str]) -> int:
     parser.add_argument("--base", metavar="PATH", help="the frozen base; default: what the prompts' cards name")
     parser.add_argument("--vocabulary", metavar="FILE", help="SentencePiece model; default: the one beside the base")
     parser.add_argument("--host", default="127.0.0.1", help="whom to listen to; 0.0.0.0: every network")
-    parser.add_argument("--port", type=int, default=8000)
-    parser.add_argument("--slots", type=int, default=16, metavar="N", help="prompts in memory at most")
-    parser.add_argument("--input_length", type=int, default=512, metavar="N", help="tokens of a text at most")
-    parser.add_argument("--room", type=int, default=2048, metavar="N", help="positions of a batch; more on a GPU")
-    parser.add_argument("--writers", type=int, default=16, metavar="N", help="texts written at a time")
+    parser.add_argument("--port", type=whole_number(0, 65535), default=8000, metavar="N", help="0: any that is free")
+    parser.add_argument("--slots", type=whole_number(1), default=16, metavar="N", help="prompts in memory at most")
+    parser.add_argument(
+        "--input_length", type=whole_number(1), default=512, metavar="N", help="tokens of a text at most"
+    )
+    parser.add_argument(
+        "--room", type=whole_number(1), default=2048, metavar="N", help="positions of a batch; more on a GPU"
+    )
+    parser.add_argument("--writers", type=whole_number(1), default=16, metavar="N", help="texts written at a time")
     parser.add_argument("--window_ms", type=float, default=5, metavar="MS", help="how long a batch waits for company")
-    parser.add_argument("--queue", type=int, default=256, metavar="N", help="texts that may wait; more get 429")
-    parser.add_argument("--body_bytes", type=int, default=1 << 18, metavar="N", help="of a request; larger get 413")
+    parser.add_argument(
+        "--queue", type=whole_number(1), default=256, metavar="N", help="texts that may wait; more get 429"
+    )
+    parser.add_argument(
+        "--body_bytes", type=whole_number(1), default=1 << 18, metavar="N", help="of a request; larger get 413"
+    )
     options = parser.parse_args(argv)
     try:
         from prompt_tuning.serve import command

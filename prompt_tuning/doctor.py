@@ -13,10 +13,10 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from prompt_tuning import bank, decode, device, infer, inits, prompt_file, slots, split, train
+from prompt_tuning import bank, decode, device, infer, inits, prompt_file, slots, split, terminal, train
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import Examples, Ragged
 from prompt_tuning.run import Opened, Run, open_run
@@ -45,8 +45,8 @@ def main(run: Run, prompts: Sequence[str]) -> int:
     findings = examine(run, prompts)
     table = Table("check", "prompt", "", "found", box=None, header_style="bold")
     for found in findings:
-        table.add_row(found.check, found.slot, f"[{STYLES[found.verdict]}]{found.verdict}[/]", found.text)
-    console = Console(highlight=False)
+        table.add_row(found.check, found.slot, Text(found.verdict, STYLES[found.verdict]), found.text)
+    console = terminal.console()
     console.print(table)
     counts = collections.Counter(found.verdict for found in findings)
     console.print(", ".join(f"{counts[verdict]} {verdict}" for verdict in STYLES))

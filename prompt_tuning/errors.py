@@ -9,6 +9,10 @@ class UserError(ValueError):
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """A sentence that offers the known names closest to `name`, or the empty string if none is close."""
-    close = difflib.get_close_matches(name, sorted(known), n=3, cutoff=0.5)
-    return f" Did you mean {' or '.join(repr(c) for c in close)}?" if close else ""
+    """A sentence that offers the known names closest to `name` whatever its case; empty if none is close."""
+    spellings: dict[str, list[str]] = {}
+    for each in sorted(known):
+        spellings.setdefault(each.casefold(), []).append(each)
+    folded = difflib.get_close_matches(name.casefold(), spellings, n=3, cutoff=0.5)
+    close = [repr(spelling) for each in folded for spelling in spellings[each]]
+    return f" Did you mean {' or '.join(close)}?" if close else ""

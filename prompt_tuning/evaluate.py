@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Column, Table
 
-from prompt_tuning import device, ensemble, infer, inits, job, prompt_file
+from prompt_tuning import device, ensemble, infer, inits, job, prompt_file, terminal
 from prompt_tuning.bank import PLACEMENTS, name_of
 from prompt_tuning.checkpoint import Checkpointer
 from prompt_tuning.errors import UserError
@@ -84,7 +83,7 @@ def _show(
     )
     for slot, step, pairs, found in zip(opened.slots, steps, held_out, metrics, strict=True):
         table.add_row(slot.name, step, opened.run.data.eval_split, f"{sum(len(e) for _, e in pairs):,}", _words(found))
-    console = Console()
+    console = terminal.console()
     console.print(table)
     for task, report in reports.items():
         table = Table(f"{len(report.members)} prompts of {task}", "metrics", box=None, header_style="bold")

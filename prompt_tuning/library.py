@@ -5,6 +5,7 @@ are 3 GB, their index is 61 MB. Files that come, change or go are noticed by siz
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -19,8 +20,9 @@ from rich.table import Table
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from prompt_tuning import prompt_file, spot
+from prompt_tuning import prompt_file, spot, terminal
 from prompt_tuning.errors import UserError, nearest
+from prompt_tuning.flags import whole_number
 
 INDEX = ".index"  # a safetensors file; not called so, or it would be taken for a prompt
 
@@ -57,13 +59,20 @@ class Library:
         self.folder = Path(folder).expanduser()
         if not self.folder.is_dir():
             if not create:
-                raise UserError(f"There is no library {folder}. Start one: prompt-tuning library add PROMPT --library {folder}")  # fmt: skip # noqa: E501
+                raise UserError(f"There is no library {folder}. Start one: prompt-tuning library add {folder} PROMPT")
             self.folder.mkdir(parents=True)
         entries, self._directions = _read(self.folder / INDEX)
-        stamps = {f.name.removesuffix(".safetensors"): _stamp(f) for f in os.scandir(self.folder)
-                  if f.name.endswith(".safetensors") and not f.name.startswith(".")}  # fmt: skip
-        known = {e.name: e for e in entries if stamps.get(e.name) == e.stamp}
-        self.entries = [known.get(name) or self._index(name, stamps[name]) for name in sorted(stamps)]
+        known = {(e.name, e.stamp): e for e in entries}
+        self.entries = []
+        self.unreadable: list[str] = []  # names of files that are no prompts, or damaged ones
+        files = {f.name.removesuffix(".safetensors"): f for f in os.scandir(self.folder)
+                 if f.name.endswith(".safetensors") and not f.name.startswith(".")}  # fmt: skip
+        for name in sorted(files):
+            try:
+                stamp = _stamp(files[name])
+                self.entries.append(known.get((name, stamp)) or self._index(name, stamp))
+            except (UserError, OSError):
+                self.unreadable.append(name)
         self._directions = {e.name: self._directions[e.name] for e in self.entries}
         if self.entries != entries:
             self._write()
@@ -84,7 +93,7 @@ class Library:
             called = re.sub(r"[^\w.-]+", "_", name or prompt.card.name or prompt_file.find(place).stem).lstrip(".")
             if not called:
                 raise UserError(f"The prompt {place} needs a name of letters and digits: add --name NAME.")
-            if called in self._directions or called in (other for other, _, _ in read):
+            if called in {*self._directions, *self.unreadable} or called in (other for other, _, _ in read):
                 raise UserError(
                     f"The library {self.folder} already has a prompt {called!r}. Add {place} under another --name, or"
                     f" delete {self.folder / called}.safetensors first."
@@ -132,12 +141,13 @@ class Library:
         return Entry(name, length, width, card.task, card.score, card.step, card.base, card.base_digest, stamp)
 
     def _write(self) -> None:
+        """Keeps the index, for next time; a library that cannot be written to is read without."""
         arrays = {
             str(width): self._stacked([entry for entry in self.entries if entry.width == width])
             for width in sorted({entry.width for entry in self.entries})
         }
         entries = json.dumps([vars(entry) for entry in self.entries])
-        with prompt_file.replacing(self.folder / INDEX) as file:
+        with contextlib.suppress(OSError), prompt_file.replacing(self.folder / INDEX) as file:
             file.write(save(arrays, metadata={"entries": entries}))
 
 
@@ -162,11 +172,13 @@ def _read(path: Path) -> tuple[list[Entry], dict[str, np.ndarray]]:
 def main(argv: list[str]) -> int:
     """prompt-tuning library add | list | search."""
     options = _parser().parse_args(argv)
-    console = Console(highlight=False)
+    console = terminal.console()
     match options.command:
         case "add":
-            for entry in Library(options.folder, create=True).add(options.prompts, options.name):
+            library = Library(options.folder, create=True)
+            for entry in library.add(options.prompts, options.name):
                 console.print(f"{entry.name}: {entry.length} x {entry.width}, {_words(entry)}", soft_wrap=True)
+            _tell_left_out(library)
         case "list":
             library = Library(options.folder)
             table = _table("prompt", "task", "length", "score", "step", "base")
@@ -175,7 +187,8 @@ def main(argv: list[str]) -> int:
                     e.name, e.task, f"{e.length} x {e.width}", _number(e.score, ".2f"), _number(e.step), e.base
                 )
             console.print(table)
-            console.print(f"{len(library.entries):,} prompts in {library.folder}", soft_wrap=True)
+            console.print(f"{_prompts(len(library.entries))} in {library.folder}", soft_wrap=True)
+            _tell_left_out(library)
         case "search":
             _search(options, console)
     return 0
@@ -195,7 +208,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument(
         "prompt", metavar="PROMPT", help="a file, RUN:SLOT, or RUN:SLOT@STEP (the paper: of step 10,000)"
     )
-    search.add_argument("--top", type=int, default=10, metavar="N", help="how many to show")
+    search.add_argument("--top", type=whole_number(1), default=10, metavar="N", help="how many to show")
     search.add_argument("--by", choices=("per_token_average", "average_tokens"), default="per_token_average")
     search.add_argument("--json", action="store_true", help="a JSON line a prompt")
     return parser
@@ -205,7 +218,7 @@ def _search(options: argparse.Namespace, console: Console) -> None:
     library = Library(options.folder)
     found, others = library.search(options.prompt, getattr(spot, options.by))
     table = _table("", "prompt", "average tokens", "per token", "task", "score")
-    for n, hit in enumerate(found[: max(options.top, 0)], 1):
+    for n, hit in enumerate(found[: options.top], 1):
         e = hit.entry
         if options.json:
             row = {"name": e.name, "path": str(library.path(e.name)), "task": e.task, "score": e.score}
@@ -214,9 +227,15 @@ def _search(options: argparse.Namespace, console: Console) -> None:
         table.add_row(str(n), e.name, *numbers, e.task, _number(e.score, ".2f"))
     if not options.json:
         console.print(table)
-    if others:
-        text = f"{others:,} prompts of {library.folder} are of another length, width or base and were not compared"
-        Console(stderr=True, highlight=False).print(text, soft_wrap=True)
+    _tell_left_out(library, others)
+
+
+def _tell_left_out(library: Library, others: int = 0) -> None:
+    told = [f"not compared: {_prompts(others)} of another length, width or base"] if others else []
+    if library.unreadable:
+        told.append(f"not readable: {', '.join(f'{name}.safetensors' for name in library.unreadable)}")
+    if told:
+        terminal.console(stderr=True).print(f"{library.folder}: {'; '.join(told)}", soft_wrap=True)
 
 
 def _table(*columns: str) -> Table:
@@ -225,6 +244,10 @@ def _table(*columns: str) -> Table:
         number = column in ("", "length", "score", "step", "average tokens", "per token")
         table.add_column(column, justify="right" if number else "left", overflow="fold")
     return table
+
+
+def _prompts(count: int) -> str:
+    return f"{count:,} prompt{'' if count == 1 else 's'}"
 
 
 def _words(entry: Entry) -> str:

@@ -16,7 +16,9 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
+from prompt_tuning import terminal
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.records import read_records
 
@@ -79,7 +81,7 @@ def main(options: argparse.Namespace) -> int:
     if not (options.data_dir or os.environ.get("DATA_DIR")):
         raise UserError("Say where the files go: --data_dir DIR, or the environment variable DATA_DIR.")
     chosen = _chosen(options.names)
-    console = Console()
+    console = terminal.console()
     failures = {}
     if not options.verify:
         for published in chosen:
@@ -91,22 +93,24 @@ def main(options: argparse.Namespace) -> int:
     changed = check_sums(root, chosen)
     console.print(_report(root, chosen, changed))
     for folder, why in failures.items():
-        console.print(f"{folder}: {why}", style="red", markup=False, soft_wrap=True)
+        console.print(f"{folder}: {why}", style="red", soft_wrap=True)
     lacking = [p for p in chosen if missing(root, p)]
     if lacking:
         console.print(f"{len(lacking)} of {len(chosen)} sets are not whole. Where there is no network, put the files")
-        console.print(f"from these addresses below {root}, in the folders named above:", markup=False)
+        console.print(f"from these addresses below {root}, in the folders named above:")
         for published in lacking:
-            console.print("  " + "\n  ".join(published.urls), markup=False, soft_wrap=True)
+            console.print("  " + "\n  ".join(published.urls), soft_wrap=True)
     return 1 if lacking or changed else 0
 
 
 def _chosen(names: Sequence[str]) -> list[Published]:
-    known = {p.name: p for p in SETS}
-    unknown = [n for n in names if n not in known]
-    if unknown:
-        raise UserError(f"No set is called {unknown[0]!r}.{nearest(unknown[0], known)} Known: {', '.join(known)}.")
-    return [known[n] for n in names] or SETS
+    """Every set of these names, such as RTE of either benchmark, or superglue/RTE; all sets without a name."""
+    known = {name for p in SETS for name in (p.name, p.folder)}
+    for name in names:
+        if name not in known:
+            listed = ", ".join(p.folder for p in SETS)
+            raise UserError(f"No set is called {name!r}.{nearest(name, known)} Known: {listed}.")
+    return [p for p in SETS if not names or p.name in names or p.folder in names]
 
 
 def missing(root: Path, published: Published) -> list[str]:
@@ -197,14 +201,25 @@ def _sum(path: Path) -> str:
 
 def _read_sums(root: Path) -> dict[str, str]:
     path = root / SUMS
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return {name: digest for digest, name in (line.split(maxsplit=1) for line in lines if line.strip())}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text ({error}). Remove it: without it, files are not compared.") from None
+    sums = {}
+    for number, line in enumerate(lines, 1):
+        match line.split(maxsplit=1):
+            case [digest, name]:
+                sums[name] = digest
+            case [_]:
+                raise UserError(f"{path}:{number} is {line[:80]!r}, not a checksum and a file: remove that line.")
+    return sums
 
 
 def _write_sums(root: Path, files: Sequence[Path]) -> None:
     """Adds the files to the list of checksums, in the format of `sha256sum --check`."""
     sums = _read_sums(root) | {f.relative_to(root).as_posix(): _sum(f) for f in files}
-    (root / SUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())))
+    lines = (f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
+    (root / SUMS).write_text("".join(lines), encoding="utf-8")
 
 
 def check_sums(root: Path, chosen: Sequence[Published]) -> set[str]:
@@ -221,9 +236,11 @@ def _report(root: Path, chosen: Sequence[Published], changed: set[str]) -> Table
     for published in chosen:
         here = [f for f in (*published.files, *published.extras) if (root / published.folder / f).is_file()]
         size = sum((root / published.folder / f).stat().st_size for f in here) / 1e6
-        state = [f"[red]missing {f}[/red]" for f in missing(root, published)]
-        state += [f"[red]changed {Path(n).name}[/red]" for n in sorted(changed) if n.startswith(f"{published.folder}/")]
-        table.add_row(published.folder, " ".join(here), f"{size:.1f}", ", ".join(state) or "[green]whole[/green]")
+        state = [Text(f"missing {f}", "red") for f in missing(root, published)]
+        state += [
+            Text(f"changed {Path(n).name}", "red") for n in sorted(changed) if n.startswith(f"{published.folder}/")
+        ]
+        table.add_row(published.folder, " ".join(here), f"{size:.1f}", Text(", ").join(state) or Text("whole", "green"))
     return table
 
 

@@ -196,7 +196,8 @@ def _field(name: str, text: str) -> Any:
         raise TypeError(f"its {name} is {text:.40}")
     for word in words:
         str.encode(word)  # half a character, which JSON can spell, could be printed nowhere
-    if isinstance(value, int | float) and not math.isfinite(value):
+    number = isinstance(value, int | float)
+    if number and (not math.isfinite(value) or (name.endswith("_length") and value < 1)):
         raise ValueError(f"its {name} is {text:.40}")
     return tuple(value) if name == "labels" else value
 

@@ -10,10 +10,9 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from prompt_tuning import configure, device, infer, report, split, train
+from prompt_tuning import configure, device, flags, infer, report, split, terminal, train
 from prompt_tuning.infer import Answerer
 from prompt_tuning.log import bytes_in_words
 from prompt_tuning.run import Opened, Run, open_run
@@ -47,7 +46,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--out", type=Path, default=Path("quickstart"), metavar="FOLDER", help="default: ./quickstart")
     parser.add_argument("--task", default="demo_acceptability", metavar="NAME", help="another demo_... task")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=flags.whole_number(0), default=0)
     options = parser.parse_args(argv)
     started = time.monotonic()
     rows = compare(options.out, options.base, options.task, options.seed)
@@ -65,7 +64,7 @@ def compare(out: Path, base: str, task: str, seed: int) -> list[Row] | None:
 
     None: a run was asked to stop. The same call goes on with it.
     """
-    say = Console(highlight=False).print
+    say = terminal.console().print
     say(f"1/2  a prompt for the frozen model, on {task}", style="bold")
     run = _configured(PROMPT, out / "prompt", base, task, seed)
     opened = open_run(run)
@@ -119,7 +118,7 @@ def _tell(out: Path, task: str, rows: list[Row], picture: Path | None, seconds: 
     for row in rows:
         size = bytes_in_words(4 * row.trained) if row.trained else ""
         table.add_row(row.name, f"{row.accuracy:.1f} %", f"{row.trained:,}" if row.trained else "none", size)
-    console = Console(highlight=False)
+    console = terminal.console()
     console.print(f"\n{task} after {seconds:.0f} s\n", style="bold")
     console.print(table)
     prompt = next((out / "prompt" / "prompts").glob("*.safetensors"))

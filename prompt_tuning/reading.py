@@ -7,18 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prompt_tuning import export, interpret
+from prompt_tuning import export, interpret, terminal
 from prompt_tuning.base import open_source, vocabulary_beside
 from prompt_tuning.errors import UserError
+from prompt_tuning.flags import whole_number
 from prompt_tuning.interpret import Reading
 from prompt_tuning.vocabulary import Vocabulary
 
 EMBEDDING = "token_embedder/embedding"
 SHOWN = 16  # clusters in the picture
+MOST_NEIGHBOURS = 100  # of a vector: every pair of them is compared, and every vocabulary has its 100 extra ids
 
 
 def parser() -> argparse.ArgumentParser:
@@ -33,17 +34,19 @@ def parser() -> argparse.ArgumentParser:
     made.add_argument("--vocabulary", metavar="FILE", help="SentencePiece model; default: the one beside the base")
     made.add_argument("--labels", nargs="+", metavar="LABEL", help="look for these; default: those of the card")
     made.add_argument("--before", metavar="FILE", help="the prompt before training; default: drawn again as the card says")  # fmt: skip # noqa: E501
-    made.add_argument("--neighbours", type=int, default=5, metavar="N", help="pieces to show for each vector; default: 5")  # fmt: skip # noqa: E501
+    made.add_argument("--neighbours", type=whole_number(2, MOST_NEIGHBOURS), default=5, metavar="N", help="pieces to show for each vector; default: 5")  # fmt: skip # noqa: E501
     made.add_argument("--out", metavar="FOLDER", help="write interpret.json and interpret.png there")
     return made
 
 
 def main(options: argparse.Namespace) -> int:
     """`prompt-tuning interpret`."""
+    folder = Path(options.out).expanduser() if options.out else None
+    if folder and folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder} is a file, and --out takes a folder: name another.")
     reading = _read(options)
-    show(reading, Console())
-    if options.out:
-        folder = Path(options.out).expanduser()
+    show(reading)
+    if folder:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "interpret.json").write_text(json.dumps(as_json(reading), indent=1, ensure_ascii=False) + "\n")
         draw(reading, folder / "interpret.png")
@@ -52,8 +55,6 @@ def main(options: argparse.Namespace) -> int:
 
 
 def _read(options: argparse.Namespace) -> Reading:
-    if options.neighbours < 2:
-        raise UserError(f"--neighbours is {options.neighbours}; a cluster has two or more.")
     prompt = export.load(options.prompt)
     card = prompt.card
     if options.labels:
@@ -80,7 +81,7 @@ def _read(options: argparse.Namespace) -> Reading:
     return interpret.read(prompt, table, vocabulary, before, options.neighbours)
 
 
-def show(reading: Reading, console: Console) -> None:
+def show(reading: Reading) -> None:
     """The table, and what it comes to."""
     known = reading.positions[0].norm_before is not None
     table = Table(box=None, header_style="bold", title=f"{reading.name} {reading.task}".strip(), title_justify="left")
@@ -90,14 +91,15 @@ def show(reading: Reading, console: Console) -> None:
     table.add_column("tight", justify="right")
     for i, p in enumerate(reading.positions):
         norms = [f"{p.norm_before:.1f}", f"{p.norm:.1f}", f"{p.cosine_before:.2f}"] if known else [f"{p.norm:.1f}"]
-        text = Text()  # pieces may hold brackets, which rich would read as markup
+        text = Text()
         for piece, cosine in zip(p.neighbours, p.cosines, strict=True):
             label = interpret.word_of(piece) in p.label_words
             text.append(piece.removeprefix("▁"), style="bold green" if label else "").append(f" {cosine:.2f}  ", "dim")
         table.add_row(str(i), *norms, text, Text(f"{p.tightness:.2f}{'*' if p.clustered else ' '}"))
+    console = terminal.console()
     console.print(table)
     for line in summary(reading):
-        console.print(line, markup=False, highlight=False)
+        console.print(line)
 
 
 def summary(reading: Reading) -> list[str]:

@@ -9,10 +9,9 @@ from pathlib import Path
 
 import numpy as np
 from rich import box
-from rich.console import Console
 from rich.table import Table
 
-from prompt_tuning import prompt_file, spot, spot_steps
+from prompt_tuning import prompt_file, spot, spot_steps, terminal
 from prompt_tuning.run import Run
 from prompt_tuning.spot_steps import Compared, Retuning, Spot, Steps, Tuned, label
 from prompt_tuning.study_report import mean_and_deviation
@@ -90,7 +89,7 @@ def _write(settings: Spot, folder: Path, compared: Compared, outcomes: Sequence[
     ):
         with prompt_file.replacing(folder / name) as file:
             file.write(content.encode())
-    console = Console(highlight=False)
+    console = terminal.console()
     table = Table(
         "target", "without transfer", "with transfer", "relative error reduction", box=box.SIMPLE_HEAD, pad_edge=False
     )

@@ -11,6 +11,7 @@ from prompt_tuning.bank import PLACEMENTS
 from prompt_tuning.base import Base, load_base
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.examples import LENGTHS
+from prompt_tuning.flags import whole_number
 from prompt_tuning.vocabulary import Vocabulary
 
 STABLEHLO = "stablehlo"
@@ -29,7 +30,7 @@ def export_parser() -> argparse.ArgumentParser:
     group.add_argument("--base", metavar="PATH", help="default: for stablehlo, the one that the prompt's card names")
     group.add_argument("--vocabulary", metavar="FILE", help="SentencePiece model; default: the one beside the base")
     group.add_argument("--labels", nargs="+", metavar="LABEL", help="rank these; default: those of the prompt's card")
-    group.add_argument("--input_length", type=int, metavar="N", help="most tokens of an input; default: the card's, or 512")  # fmt: skip # noqa: E501
+    group.add_argument("--input_length", type=whole_number(1), metavar="N", help="most tokens of an input; default: the card's, or 512")  # fmt: skip # noqa: E501
     return parser
 
 
@@ -62,8 +63,6 @@ def _export_program(options: argparse.Namespace, out: Path) -> Path:
     prompt = export.load(options.source)
     base, vocabulary = _opened(options.base or prompt.card.base, options.vocabulary, options.source)
     length = options.input_length or prompt.card.input_length or LENGTHS["inputs"]
-    if length < 1:
-        raise UserError(f"--input_length is {length}; it is a number of tokens, from 1.")
     return stablehlo.write(prompt, base, vocabulary, options.labels or prompt.card.labels, length, out)
 
 
@@ -92,8 +91,8 @@ def import_parser() -> argparse.ArgumentParser:
     parser.add_argument("--task", help="the task it was tuned on")
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="the answers it ranks, in the task's order")
     parser.add_argument("--placement", choices=PLACEMENTS, help="where it stands in the input; default: front")
-    parser.add_argument("--input_length", type=int, metavar="N", help="tokens that inputs were cut to")
-    parser.add_argument("--target_length", type=int, metavar="N", help="tokens that targets were cut to")
+    parser.add_argument("--input_length", type=whole_number(1), metavar="N", help="tokens that inputs were cut to")
+    parser.add_argument("--target_length", type=whole_number(1), metavar="N", help="tokens that targets were cut to")
     return parser
 
 

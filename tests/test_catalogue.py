@@ -25,7 +25,7 @@ CB = [
 def model(tmp_path_factory) -> Path:
     """A folder with a vocabulary, as a base is one."""
     folder = tmp_path_factory.mktemp("base")
-    (folder / "corpus.txt").write_text((string.ascii_letters + " _0123456789.:,\n") * 20)
+    (folder / "corpus.txt").write_text((string.ascii_letters + " _0123456789.:,[/]\n") * 20)
     sentencepiece.SentencePieceTrainer.train(
         input=str(folder / "corpus.txt"), model_prefix=str(folder / "spiece"), vocab_size=100, pad_id=0, eos_id=1,
         unk_id=2, bos_id=-1, hard_vocab_limit=False, minloglevel=2,
@@ -83,6 +83,15 @@ def test_show_of_a_task_file_needs_no_tensorflow(tmp_path, model):
     run = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
     assert "text: good" in run.stdout
     assert "yes 50.0 %" in run.stdout
+
+
+def test_show_prints_brackets_in_labels_as_they_are(capsys, tmp_path, model):
+    (tmp_path / "train.csv").write_text("text,label\ngood,1\nbad,0\nworse,0\n")
+    task = tmp_path / "mine.toml"
+    task.write_text('inputs = "{text}"\ntarget = "label"\nlabels = ["[/no]", "[b]"]\ntrain = "train.csv"\n')
+    assert catalogue.main(["show", "--task_file", str(task), "--vocabulary", str(model)]) == 0
+    printed = capsys.readouterr().out
+    assert "answers: [/no], [b]" in printed and "[/no] 66.7 %" in printed
 
 
 def test_show_of_a_mixture_prints_its_rates(capsys, model):
@@ -167,3 +176,19 @@ def test_the_published_checksums_cover_every_zip():
 def test_an_unknown_set_offers_the_nearest():
     with pytest.raises(UserError, match=r"No set is called 'Boolq'.*'BoolQ'"):
         catalogue.main(["prepare", "Boolq", "--data_dir", "x"])
+
+
+def test_a_bare_name_means_every_set_of_that_name():
+    folders = lambda *names: [p.folder for p in prepare._chosen(names)]
+    assert folders("RTE") == ["superglue/RTE", "glue/RTE"] == folders("glue/RTE", "RTE")
+    assert folders("superglue/RTE") == ["superglue/RTE"]
+    assert len(folders()) == 19
+    with pytest.raises(UserError, match="'RTE'"):
+        folders("rte")
+
+
+@pytest.mark.parametrize("content, said", [(b"\n0123\n", ":2 is '0123'"), (b"\xff\xfe\n", "is no text")])
+def test_damaged_checksums_are_named(tmp_path, content, said):
+    (tmp_path / prepare.SUMS).write_bytes(content)
+    with pytest.raises(UserError, match=said):
+        catalogue.main(["prepare", "--verify", "--data_dir", str(tmp_path)])

@@ -60,12 +60,12 @@ def test_a_random_model_writes_no_labels(findings):
 
 
 def test_a_prompt_that_learned_nothing_is_bad_and_the_exit_code_says_so(home, tmp_path, capsys):
-    card = prompt_file.Card("flat", "films", ("negative", "positive"), score=31.0, base=str(home / "base"))
+    card = prompt_file.Card("[/flat]", "films", ("negative", "positive"), score=31.0, base=str(home / "base"))
     path = tmp_path / "flat.safetensors"
     prompt_file.save_safetensors(path, prompt_file.Prompt(np.ones((5, 16), np.float32), card))
     assert cli.main(["doctor", "--prompt", str(path), *flags(home, tmp_path / "run", EVAL_SPLIT="train")]) == 1
     said = capsys.readouterr().out
-    assert "it has learned nothing" in " ".join(said.split()) and "1 bad" in said
+    assert "[/flat]" in said and "it has learned nothing" in " ".join(said.split()) and "1 bad" in said
 
 
 class Spelled:

@@ -50,7 +50,7 @@ def prompts(tmp_path_factory) -> list[str]:
     for seed, length in enumerate((5, 2, 3)):
         vectors = np.random.default_rng(seed).normal(size=(length, 16), scale=5).astype(np.float32)
         card = prompt_file.Card(name="films", labels=LABELS, step=seed)
-        prompt_file.save_safetensors(folder / f"{seed}.safetensors", prompt_file.Prompt(vectors, card))
+        prompt_file.save_safetensors(folder / f"[bold]{seed}.safetensors", prompt_file.Prompt(vectors, card))
     return sorted(map(str, folder.iterdir()))
 
 
@@ -77,7 +77,8 @@ def test_eval_scores_prompt_files_alone_and_as_an_ensemble(home, prompts, tmp_pa
     assert alone == pytest.approx([right(answers) for answers in each])
     for way, combine in ensemble.WAYS.items():
         assert together[way]["accuracy"] == pytest.approx(right(list(map(combine, zip(*each, strict=True)))))
-    assert "ensemble, majority vote" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "ensemble, majority vote" in said and "[bold]0.safetensors" in said
 
 
 def test_calibration_divides_by_what_says_nothing(home, prompts, capsys):

@@ -1,6 +1,7 @@
 """Ordinary mistakes: one paragraph that says what to type, exit code 2, nothing half-written."""
 
 import dataclasses
+import errno
 import json
 import os
 import shutil
@@ -173,6 +174,57 @@ def test_a_full_disk_is_said_and_what_was_saved_stays(home, tmp_path, capfd):
         assert kept, "the first checkpoints are still there"
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
+
+
+@pytest.mark.parametrize(
+    "argv, said",
+    [
+        ("train --process_count 0 --process_index 0", "'0', and takes a whole number from 1"),
+        ("infer --prompt p --batch_size 1.5 x", "'1.5', and takes a whole number from 1"),
+        ("serve --prompts p --port 99999", "'99999', and takes a whole number from 0 to 65535"),
+        ("serve --prompts p --writers 0", "'0', and takes a whole number from 1"),
+        ("data show x --vocabulary v --examples -1", "'-1', and takes a whole number from 0"),
+        ("data show x --vocabulary v --lengths 0 5", "'0', and takes a whole number from 1"),
+        ("library search lib p --top x", "'x', and takes a whole number from 1"),
+        ("interpret p --neighbours 1", "'1', and takes a whole number from 2 to 100"),
+        ("import p --out q --target_length 0", "'0', and takes a whole number from 1"),
+    ],
+)
+def test_numbers_that_make_no_sense_are_refused_with_those_that_do(capsys, argv, said):
+    with pytest.raises(SystemExit, match="2"):
+        cli.main(argv.split())
+    assert said in capsys.readouterr().err
+
+
+def failing(number: int):
+    """A command that ends in this error of the system."""
+
+    def run(argv):
+        raise OSError(number, os.strerror(number), "here", None, "there")
+
+    return "", run
+
+
+def test_an_error_of_the_system_says_what_helps(monkeypatch, capsys):
+    for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        monkeypatch.setitem(cli.COMMANDS, "try", failing(number))
+        assert "(there). Nothing that was saved before is lost: free the disk" in complaint(capsys, ["try"])
+    for number in (errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOTDIR, errno.EACCES):
+        monkeypatch.setitem(cli.COMMANDS, "try", failing(number))
+        said = complaint(capsys, ["try"])
+        assert "(there). Name another file or folder" in said and "disk" not in said
+
+
+@pytest.mark.parametrize("printing", ["print('answer')", "print('answer' * 10**6)", "terminal.console().print('row')"])
+def test_a_reader_that_leaves_ends_the_command_quietly(printing):
+    code = (
+        "import sys, time; from prompt_tuning import cli, terminal;"
+        f"run = lambda argv: time.sleep(0.5) or {printing} or 0;"
+        "cli.COMMANDS['try'] = '', run; sys.exit(cli.main(['try']))"
+    )
+    process = subprocess.Popen([os.sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    assert process.stderr.read() == b"" and process.wait() == 141
 
 
 def test_help_and_version_answer_without_jax(capsys):

@@ -80,12 +80,12 @@ def test_the_prompt_before_training_is_drawn_again(table, vocabulary):
 
 
 def test_the_command_shows_a_table_and_writes_a_picture_and_json(home, table, tmp_path, capsys):
-    card = Card(name="films", labels=LABELS, base=str(home / "base"), init="class_labels", seed=0)
+    card = Card(name="[/films]", task="[bold]mine", labels=LABELS, base=str(home / "base"), init="class_labels", seed=0)
     trained = np.random.default_rng(1).normal(size=(5, 16), scale=3).astype(np.float32)
     prompt_file.save_safetensors(tmp_path / "p.safetensors", Prompt(trained, card))
     assert cli.main(["interpret", str(tmp_path / "p.safetensors"), "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
-    assert "norm before" in said and "positive: near" in said
+    assert "[/films] [bold]mine" in said and "norm before" in said and "positive: near" in said
     found = json.loads((tmp_path / "out" / "interpret.json").read_text())
     assert len(found["positions"]) == 5 and len(found["positions"][0]["neighbours"]) == 5
     before = [p["norm_before"] for p in found["positions"]]
@@ -106,7 +106,7 @@ def test_mistakes_say_what_to_type(home, tmp_path, capsys):
         (("wide.npy",), "--base PATH"),
         (("wide.npy", *base), "8 wide"),
         (("fine.npy", *base, "--before", str(tmp_path / "wide.npy")), "began as"),
-        (("fine.npy", *base, "--neighbours", "1"), "two or more"),
+        (("fine.npy", *base, "--out", str(tmp_path / "fine.npy")), "is a file, and --out takes a folder"),
     ]:
         assert cli.main(["interpret", str(tmp_path / argv[0]), *argv[1:]]) == 2
         assert word in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """A folder of prompts: what is found in it, what is kept of it, and what is refused."""
 
+import dataclasses
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -99,7 +101,49 @@ def test_the_command_adds_lists_and_searches(tmp_path, places, capsys):
     assert rows[0]["name"] == "c" and len(rows) == 2
     assert prompt_file.load(rows[0]["path"]).card.task == "task_c"
     assert cli.main(["library", "list", str(tmp_path / "none")]) == 2
-    assert "library add" in capsys.readouterr().err
+    assert f"library add {tmp_path / 'none'} PROMPT" in capsys.readouterr().err
+
+
+def test_files_that_cannot_be_read_are_left_out_named_and_not_replaced(shelf, places, capsys):
+    (shelf.folder / "bad.safetensors").write_bytes(b"no prompt")
+    (shelf.folder / "gone.safetensors").symlink_to("nowhere")
+    assert [entry.name for entry in Library(shelf.folder).entries] == list("abcd")
+    for argv in (["list"], ["search", places[0]], ["add", places[0], "--name", "e"]):
+        assert cli.main(["library", argv[0], str(shelf.folder), *argv[1:]]) == 0
+        assert "not readable: bad.safetensors, gone.safetensors" in capsys.readouterr().err
+    with pytest.raises(UserError, match="already has a prompt"):
+        Library(shelf.folder).add([places[0]], "bad")
+
+
+def test_a_library_that_cannot_be_written_to_is_read(tmp_path, capsys, monkeypatch):
+    save(tmp_path, "a", 0)
+    save(tmp_path, "b", 1, length=5)
+
+    def refuse(path):
+        raise PermissionError(errno.EROFS, "Read-only file system", str(path))
+
+    monkeypatch.setattr(prompt_file, "replacing", refuse)
+    assert cli.main(["library", "search", str(tmp_path), str(tmp_path / "a.safetensors")]) == 0
+    assert "not compared: 1 prompt of another length" in capsys.readouterr().err
+    (tmp_path / "b.safetensors").unlink()
+    assert cli.main(["library", "list", str(tmp_path)]) == 0
+    assert "1 prompt in" in capsys.readouterr().out
+    assert not (tmp_path / library.INDEX).exists()
+
+
+def test_brackets_on_a_card_are_printed_as_they_are(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    cards = {"a": "[/oops]", "b": "[bold]mine", "c": "task:cat:"}
+    for seed, (name, task) in enumerate(cards.items()):
+        prompt = prompt_file.load(save(tmp_path, name, seed))
+        card = dataclasses.replace(prompt.card, task=task, base="[/t5]")
+        prompt_file.save_safetensors(tmp_path / f"{name}.safetensors", prompt_file.Prompt(prompt.vectors, card))
+    places = [str(tmp_path / f"{name}.safetensors") for name in cards]
+    shelf = str(tmp_path / "[/shelf]")
+    for argv in (["add", shelf, *places], ["list", shelf], ["search", shelf, places[0]]):
+        assert cli.main(["library", *argv]) == 0
+        said = capsys.readouterr().out
+        assert all(task in said for task in cards.values())
 
 
 def test_a_runs_prompts_are_found_by_slot_and_step(tmp_path):

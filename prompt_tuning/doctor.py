@@ -16,7 +16,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from prompt_tuning import bank, decode, device, infer, inits, prompt_file, slots, split, terminal, train
+from prompt_tuning import bank, decode, device, infer, inits, prompt_file, split, terminal, train
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import Examples, Ragged
 from prompt_tuning.run import Opened, Run, open_run
@@ -74,11 +74,7 @@ def _over_files(run: Run, files: Sequence[str]) -> Run:
     rows = []
     for file, prompt in loaded.items():
         card = prompt.card
-        row = {
-            "name": slots.file_name(bank.name_of(file, card)),
-            "init": str(prompt_file.find(file)),
-            "length": len(prompt.vectors),
-        }
+        row = {"name": bank.name_of(file, card), "init": str(prompt_file.find(file)), "length": len(prompt.vectors)}
         if card.labels:
             row["labels"] = card.labels
         if card.task and not run.data.task_file and not Slot().task:

@@ -36,8 +36,6 @@ def evaluate_run(run: Run, files: Sequence[str] = ()) -> list[Metrics]:
     if run.tuning.whole_model:
         steps = [str(opened.base.step)]
     elif prompts:
-        slots = zip(opened.slots, prompts, strict=True)
-        opened = dataclasses.replace(opened, slots=tuple(dataclasses.replace(s, name=name) for s, name in slots))
         prompt["bank"], steps = _bank(opened, prompts), [_step(one) for one in prompts.values()]
     else:
         prompt["bank"], steps = _of_run(opened)
@@ -172,11 +170,11 @@ def _inside(path: Path) -> list[Path]:
 
 
 def _slots_for(run: Run, prompts: dict[str, Prompt]) -> Run:
-    """The run with a slot for each prompt, called by its number, of the configured task or else of its card's."""
+    """The run with a slot for each prompt, of the configured task, or where none is, of its card's."""
     configured = run.data.task_file or Slot().task
     rows = []
-    for n, prompt in enumerate(prompts.values()):
-        card, row = prompt.card, {"name": str(n), "length": len(prompt.vectors)}
+    for name, prompt in prompts.items():
+        card, row = prompt.card, {"name": name, "length": len(prompt.vectors)}
         row["placement"] = PLACEMENTS.get(card.placement, Slot().placement)
         if card.labels:
             row["labels"] = card.labels

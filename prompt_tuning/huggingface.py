@@ -47,6 +47,13 @@ def open_folder(folder: Path) -> Source:
             tensors[name] = Tensor(shape[::-1] if transposed else shape, _reader(file, own, transposed))
         elif not _IGNORED.fullmatch(own) and not (config.logits_via_embedding and own == "lm_head.weight"):
             unknown.append(f"{own} {shape}")
+    if config.logits_via_embedding and {"lm_head.weight", "shared.weight"} <= files.keys():
+        head, shared = (_reader(files[own][0], own, False)() for own in ("lm_head.weight", "shared.weight"))
+        if not np.array_equal(head, shared):
+            raise UserError(
+                f"{folder} has an lm_head.weight of its own, and its config.json says that it is the embedding: set"
+                ' "tie_word_embeddings" to false there, or leave the tensor out.'
+            )
     return Source(str(folder), config, tensors, tuple(unknown), None, {name: own for name, (own, _) in names.items()})
 
 
@@ -107,7 +114,7 @@ def _config(settings: dict[str, Any], folder: Path) -> T5Config:
             num_encoder_layers=layers,
             num_decoder_layers=int(settings.get("num_decoder_layers") or layers),
             mlp_activations=_ACTIVATIONS[feed_forward],
-            logits_via_embedding=bool(settings.get("tie_word_embeddings", True)),
+            logits_via_embedding=bool(settings.get("scale_decoder_outputs", settings.get("tie_word_embeddings", True))),
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise UserError(f"{folder}/config.json lacks a size, or one is no number ({error!r}).") from error

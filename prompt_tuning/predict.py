@@ -56,9 +56,12 @@ class PromptTuned:
 
     def __init__(
         self, base: Base, vocabulary: Vocabulary, bank: Bank, mesh: Any,
-        batch_size: int = 64, shape: layout.Shape | None = None,
+        batch_size: int = 64, shape: layout.Shape | None = None, answer_length: int = LENGTHS["targets"],
     ) -> None:  # fmt: skip
-        """With `shape` every batch has that row length, that room for targets, and one of those numbers of rows."""
+        """Answers that are written have up to `answer_length` tokens, EOS included.
+
+        With `shape` every batch has that row length, that room for targets, and one of those numbers of rows.
+        """
         slots, length, _ = bank.vectors.shape
         self.base, self.vocabulary, self.mesh = base, vocabulary, mesh
         self._changing = threading.Lock()
@@ -68,7 +71,7 @@ class PromptTuned:
             devices = mesh.shape["data"]  # rows are divided among them
             shape = dataclasses.replace(shape, rows=tuple(sorted({layout.round_up(r, devices) for r in shape.rows})))
         self._answerer = infer.Answerer(
-            model, (free,) * slots, ((),) * slots, vocabulary, mesh, batch_size, shape=shape
+            model, (free,) * slots, ((),) * slots, vocabulary, mesh, batch_size, answer_length, shape=shape
         )  # fmt: skip
 
     @classmethod
@@ -83,7 +86,8 @@ class PromptTuned:
         if not path:
             raise UserError(f"{given[0]} does not say which base it was tuned on. Type --base PATH.")
         longest = max(len(one.vectors) for one, _ in loaded)
-        tuned = cls.open(path, len(loaded), longest, vocabulary, batch_size)
+        answers = answer_length([one for one, _ in loaded])
+        tuned = cls.open(path, len(loaded), longest, vocabulary, batch_size, answer_length=answers)
         for one, name in loaded:
             tuned.add(one, name, labels)
         return tuned
@@ -91,9 +95,9 @@ class PromptTuned:
     @classmethod
     def open(
         cls, base: str, slots: int, length: int = 100, vocabulary: str | None = None,
-        batch_size: int = 64, shape: layout.Shape | None = None,
+        batch_size: int = 64, shape: layout.Shape | None = None, answer_length: int = LENGTHS["targets"],
     ) -> "PromptTuned":  # fmt: skip
-        """A base with `slots` free slots for prompts of up to `length` vectors."""
+        """A base with `slots` free slots for prompts of up to `length` vectors and `answer_length` tokens of answer."""
         device.keep_compiled_programs(None)
         mesh = device.make_mesh()
         frozen = load_base(base, None, device.frozen_dtype(), lambda config: device.frozen_shardings(config, mesh))
@@ -101,7 +105,7 @@ class PromptTuned:
         if spelling is None:
             raise UserError(f"There is no spiece.model beside {frozen.path}. Type --vocabulary PATH.")
         bank = Bank.empty(slots, length, frozen.config.emb_dim)
-        return cls(frozen, Vocabulary(spelling), bank, mesh, batch_size, shape)
+        return cls(frozen, Vocabulary(spelling), bank, mesh, batch_size, shape, answer_length)
 
     @property
     def now(self) -> Now:
@@ -110,9 +114,7 @@ class PromptTuned:
         pairs = zip(bank.entries, self._answerer.slots, strict=True)
         slots = [entry.slot if entry else free for entry, free in pairs]
         labels = [entry.labels if entry else () for entry in bank.entries]
-        longest = max((entry.target_length for entry in bank.entries if entry), default=LENGTHS["targets"])
-        answerer = dataclasses.replace(self._answerer, slots=slots, labels=labels, target_length=longest)
-        return Now(bank, params, answerer)
+        return Now(bank, params, dataclasses.replace(self._answerer, slots=slots, labels=labels))
 
     @property
     def bank(self) -> Bank:
@@ -148,7 +150,10 @@ class PromptTuned:
         self.base.check(loaded, called)
         with self._changing:
             bank = self.bank.add(loaded, called, ranked)
-            self._check_labels(ranked, bank.entry(called))
+            entry, room = bank.entry(called), self._answerer.target_length
+            if entry.target_length > room:
+                raise UserError(f"The prompt {called} writes answers of up to {entry.target_length} tokens, and these slots hold up to {room}: make them longer at the start.")  # fmt: skip # noqa: E501
+            self._check_labels(ranked, entry)
             self._set(bank)
         return called
 
@@ -221,6 +226,11 @@ class PromptTuned:
 
     def _on_device(self, bank: Bank) -> Params:
         return self.base.params | {"prompt": {"bank": device.put_everywhere(bank.vectors, self.mesh)}}
+
+
+def answer_length(prompts: Sequence[prompt_file.Prompt]) -> int:
+    """Tokens that the longest answers of these prompts have, and no fewer than usual."""
+    return max([LENGTHS["targets"], *(prompt.card.target_length or 0 for prompt in prompts)])
 
 
 def _loaded(prompt: Loadable) -> tuple[prompt_file.Prompt, str]:

@@ -56,7 +56,7 @@ def main(options: argparse.Namespace) -> int:
 
 def _read(options: argparse.Namespace) -> Reading:
     prompt = export.load(options.prompt)
-    card = prompt.card
+    own = card = prompt.card
     if options.labels:
         card = dataclasses.replace(card, labels=tuple(options.labels))
     prompt = dataclasses.replace(prompt, card=dataclasses.replace(card, name=card.name or Path(options.prompt).stem))
@@ -70,6 +70,8 @@ def _read(options: argparse.Namespace) -> Reading:
     length, width = prompt.vectors.shape
     if width != source.config.emb_dim:
         raise UserError(f"The prompt {options.prompt} is {width} wide and the base {source.path} is {source.config.emb_dim}: choose the base it was tuned on.")  # fmt: skip # noqa: E501
+    if EMBEDDING not in source.tensors:
+        raise UserError(f"The base {source.path} has no embedding table: it is no T5, or a part of one is missing.")
     vocabulary = Vocabulary(spelling)
     table = np.asarray(source.tensors[EMBEDDING].read(), np.float32)  # of the base, only this is read
     if options.before:
@@ -77,7 +79,7 @@ def _read(options: argparse.Namespace) -> Reading:
         if before is not None and before.shape != prompt.vectors.shape:
             raise UserError(f"{options.before} is {before.shape[0]} x {before.shape[1]}, the prompt {length} x {width}: give the prompt it began as.")  # fmt: skip # noqa: E501
     else:
-        before = interpret.first_prompt(card, length, table, vocabulary)
+        before = interpret.first_prompt(own, length, table, vocabulary)
     return interpret.read(prompt, table, vocabulary, before, options.neighbours)
 
 

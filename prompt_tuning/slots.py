@@ -80,9 +80,6 @@ def expand(slots: Sequence[Mapping[str, Any]] | None, grid: Mapping[str, Sequenc
     if not rows:
         raise UserError("SLOTS or GRID is empty: there is no prompt to train.")
     made = [Slot(**row) for row in rows]
-    for name in (slot.name for slot in made):
-        if name in (".", "..") or re.search(r"[/\\\0]", name):
-            raise UserError(f"The name of a slot is {name!r}; a file is called so: leave out what leads elsewhere.")
     differing = [field for field in SHOWN if len({configure.word(getattr(slot, field)) for slot in made}) > 1]
     names = [slot.name or _name(slot, differing) for slot in made]
     if len(set(names)) < len(names):
@@ -94,6 +91,15 @@ def expand(slots: Sequence[Mapping[str, Any]] | None, grid: Mapping[str, Sequenc
 def _name(slot: Slot, differing: Sequence[str]) -> str:
     parts = [slot.task or "prompt", *(SHOWN[field] + configure.word(getattr(slot, field)) for field in differing)]
     return file_name("-".join(parts))
+
+
+def check_file_names(slots: Sequence[Slot]) -> None:
+    """Raises UserError for a slot whose files would stand elsewhere than in the run's folder."""
+    for slot in slots:
+        if slot.name in (".", "..") or re.search(r"[/\\\0]", slot.name):
+            raise UserError(
+                f"The name of a slot is {slot.name!r}; a file is called so: leave out what leads elsewhere."
+            )
 
 
 def file_name(text: str) -> str:

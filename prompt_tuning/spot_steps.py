@@ -71,6 +71,8 @@ class Spot:
         for name, k in ((name, k) for name, ks in tops.items() for k in ks):
             if not isinstance(k, int) or not 1 <= k <= fewest:
                 raise UserError(f"{name} has {k!r}, and a target has {fewest} source prompts to choose from.")
+        if run.patience is not None:
+            raise UserError("spot compares all prompts at EMBEDDING_STEP, which none may stop before: leave PATIENCE at None.")  # fmt: skip # noqa: E501
         if run.tuning.whole_model:
             raise UserError("spot moves prompts between tasks; leave TUNING at @PromptTuning().")
         step, period = self.embedding_step, run.eval_period
@@ -151,12 +153,21 @@ class Steps:
 
     def _plan(self, run: Run) -> dict[str, Any]:
         """Everything that decides what the prompts become, as text; folders as seen from MODEL_DIR."""
-        word = lambda value: str(configure.plain(value)).replace(str(self.run.folder), "MODEL_DIR")
+        text = lambda value: str(value).replace(str(self.run.folder), "MODEL_DIR")
         told = lambda thing, leave=(): {
-            f.name: word(getattr(thing, f.name)) for f in dataclasses.fields(thing) if f.name not in leave
-        }
+            key: text(value)
+            for f in dataclasses.fields(thing) if f.name not in leave
+            for key, value in _named(f.name, getattr(thing, f.name)).items()
+        }  # fmt: skip
         made = slots.expand(run.slots, None)
         return {"run": told(run, NO_MATTER), "slots": {slot.name: told(slot, ("name",)) for slot in made}}
+
+
+def _named(name: str, value: Any) -> dict[str, Any]:
+    """A setting by its name; of a function its word, and what gin gives to it."""
+    if not callable(value):
+        return {name: value}
+    return {name: configure.word(value)} | {f"{name}.{of}": bound for of, bound in configure.bound(value).items()}
 
 
 def _train(run: Run) -> dict[str, Any]:
@@ -178,9 +189,10 @@ def _refuse_other(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> Non
         plan["run"] | {f"{slot}.{k}": v for slot, told in plan["slots"].items() for k, v in told.items()}
     )
     was, now = flat(old), flat(new)
-    changed = [
-        f"{key} was {was.get(key)} and is {now.get(key)}" for key in sorted(was | now) if was.get(key) != now.get(key)
+    changed = [  # of what both versions write down
+        f"{key} was {was[key]} and is {now[key]}" for key in sorted(was.keys() & now.keys()) if was[key] != now[key]
     ]
+    changed += [f"the slot {slot} is another" for slot in sorted(old["slots"].keys() ^ new["slots"].keys())]
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise UserError(

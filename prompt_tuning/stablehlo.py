@@ -83,7 +83,7 @@ def _program(prompt: Prompt, base: Base, vocabulary: Vocabulary, labels: Sequenc
         losses = loss.token_losses(
             model.logits(traverse_util.unflatten_dict(weights, sep="/"), batch), batch.decoder_targets
         )
-        scores = -(losses @ owner)
+        scores = -jnp.matmul(losses, owner, precision=jax.lax.Precision.HIGHEST)  # sums, which nothing may round
         return jax.nn.softmax(scores), scores
 
     return run

@@ -60,6 +60,7 @@ def _train(run: Run, stop: Stop) -> Result:
     clock, way = Clock(), run.tuning
     watched = lambda batches, total: bar(stop.leaving(batches), total)
     opened = dataclasses.replace(open_run(run), progress=watched)
+    slots.check_file_names(opened.slots)
     optimizer, feed, evaluate = way.optimizer(opened), way.feed(opened), way.evaluator(opened)
     state, frozen = first_state(opened, optimizer)
     best = Best.none(way.kept(state.trainable), len(opened.slots))

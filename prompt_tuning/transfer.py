@@ -14,7 +14,7 @@ from rich.table import Table
 from prompt_tuning import prompt_file, spot, spot_steps, terminal
 from prompt_tuning.run import Run
 from prompt_tuning.spot_steps import Compared, Retuning, Spot, Steps, Tuned, label
-from prompt_tuning.study_report import mean_and_deviation
+from prompt_tuning.study_report import mean_and_deviation, no_nan
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,8 +83,9 @@ def _write(settings: Spot, folder: Path, compared: Compared, outcomes: Sequence[
     for outcome, tuned in zip(outcomes, best, strict=True):
         (folder / "prompts").mkdir(exist_ok=True)
         shutil.copyfile(prompt_file.find(tuned.best), folder / "prompts" / f"{label(outcome.target)}.safetensors")
+    plain = [_plain(settings, compared, outcome) for outcome in outcomes]
     for name, content in (
-        ("spot.json", json.dumps([_plain(settings, compared, outcome) for outcome in outcomes], indent=1)),
+        ("spot.json", json.dumps(no_nan(plain), indent=1, allow_nan=False)),
         ("spot.md", _markdown(settings, outcomes)),
     ):
         with prompt_file.replacing(folder / name) as file:

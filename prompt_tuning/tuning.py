@@ -125,7 +125,7 @@ class PromptTuning(_OnTasks):
             path, lengths = opened.run.folder / "prompts" / f"{slot.name}.safetensors", opened.run.data.lengths
             card = prompt_file.Card(
                 name=slot.name, task=opened.mixtures[k].name, labels=opened.labels[k],
-                placement=slot.placement.__name__, init=configure.word(slot.init), seed=slot.seed,
+                placement=slot.placement.__name__, init=str(configure.plain(slot.init)), seed=slot.seed,
                 step=int(best.step[k]), score=float(best.score[k]), metric="mean of the task's metrics",
                 base=opened.base.path, base_digest=opened.base.digest,
                 input_length=lengths["inputs"], target_length=lengths["targets"],

@@ -105,6 +105,19 @@ def test_t5_1_0_is_recognised_by_its_single_relu_and_tied_output(tmp_path):
         assert config.mlp_activations == ("relu",) and config.logits_via_embedding
 
 
+def test_an_output_layer_of_its_own_is_never_taken_for_the_embedding(hf):
+    untied, settings = load_base(hf), json.loads((hf / "config.json").read_text())
+    tell = lambda **told: (hf / "config.json").write_text(json.dumps(settings | told))
+    tell(tie_word_embeddings=True, scale_decoder_outputs=False)  # how transformers 5 writes a T5 1.1
+    assert load_base(hf).digest == untied.digest
+    tell(tie_word_embeddings=True)
+    with pytest.raises(UserError, match=r"lm_head\.weight of its own"):
+        load_base(hf)
+    weights = load_file(hf / "model.safetensors")
+    save_file(weights | {"lm_head.weight": weights["shared.weight"].copy()}, hf / "model.safetensors")
+    assert load_base(hf).config.logits_via_embedding
+
+
 def test_a_folder_of_checkpoints_gives_its_newest_and_says_so(t5x, caplog):
     base = load_base(t5x)
     changed = jax.tree.map(lambda x: x + jnp.asarray(1.0, x.dtype), base.params)

@@ -89,6 +89,10 @@ def test_the_command_shows_a_table_and_writes_a_picture_and_json(home, table, tm
     found = json.loads((tmp_path / "out" / "interpret.json").read_text())
     assert len(found["positions"]) == 5 and len(found["positions"][0]["neighbours"]) == 5
     before = [p["norm_before"] for p in found["positions"]]
+    others = ["--labels", "film", "love", "--out", str(tmp_path / "out")]
+    assert cli.main(["interpret", str(tmp_path / "p.safetensors"), *others]) == 0
+    found = json.loads((tmp_path / "out" / "interpret.json").read_text())
+    assert [p["norm_before"] for p in found["positions"]] == before, "it began as it was trained"
     np.save(tmp_path / "first.npy", trained / 2)
     arguments = ["--before", str(tmp_path / "first.npy"), "--neighbours", "3", "--out", str(tmp_path / "out")]
     assert cli.main(["interpret", str(tmp_path / "p.safetensors"), *arguments]) == 0

@@ -87,9 +87,9 @@ def ask(server, method: str, path: str, body=None, **headers) -> tuple[int, dict
 
 
 def count(server, name: str) -> float:
-    """One of the server's metrics."""
+    """One of the server's metrics; 0 before its first event."""
     _, text = ask(server, "GET", "/metrics")
-    return next(float(line.split()[-1]) for line in text.splitlines() if line.startswith(name))
+    return next((float(line.split()[-1]) for line in text.splitlines() if line.startswith(name)), 0.0)
 
 
 def answers(server, prompt: str, texts: list[str]) -> list[dict]:
@@ -104,6 +104,24 @@ def test_answers_are_those_of_python(server, folder, home):
         assert got["text"] == expected.text
         assert got["probabilities"] == pytest.approx(expected.probabilities, rel=1e-4)
         assert got["score"] == pytest.approx(expected.score, rel=1e-4)
+
+
+def test_a_prompt_may_have_more_labels_than_a_request_may_give(home, tmp_path):
+    labels = tuple(f"{a} {b}" for a in TEXTS for b in ("love", "war", "rain", "a film", "great"))
+    card = prompt_file.Card(labels=labels, base=str(home / "base"), target_length=80)
+    vectors = np.random.default_rng(0).normal(size=(3, 16)).astype(np.float32)
+    prompt_file.save_safetensors(tmp_path / "many.safetensors", prompt_file.Prompt(vectors, card))
+    service = command.load(options(tmp_path))
+    assert service.engine.label_tokens(labels) > 256 and service.engine.writer.max_length == 80
+
+    async def first_answer():
+        service.engine.start(asyncio.get_running_loop().call_soon_threadsafe)
+        return (await service.answer("many", TEXTS[:1], labels))[0]
+
+    try:
+        assert asyncio.run(first_answer()).text in labels
+    finally:
+        service.engine.stop(30)
 
 
 def test_a_ranking_is_ordered_and_its_labels_can_be_given(server):
@@ -244,6 +262,54 @@ def test_more_texts_than_may_wait_get_429(server):
     assert status == 429 and "Try again" in found["error"]
 
 
+def test_only_a_request_to_this_machine_by_its_own_name_is_answered(server):
+    for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", ""):
+        status, found = ask(server, "GET", "/health", host=host)
+        assert status == 421 and "127.0.0.1" in found["error"]
+    for host in ("localhost", "LOCALHOST:1234", "[::1]:80", "127.0.0.1"):
+        assert ask(server, "GET", "/health", host=host)[0] == 200
+
+
+def test_a_head_that_comes_in_drops_is_given_up(server, monkeypatch):
+    monkeypatch.setattr(command, "IDLE", 0.5)
+    with socket.create_connection(("127.0.0.1", server.port), 5) as one, pytest.raises(ConnectionError):
+        for letter in b"GET / HTTP/1.1\r\nx: " + b"x" * 100:
+            one.sendall(bytes([letter]))
+            time.sleep(0.1)
+
+
+@pytest.mark.parametrize("method", ["GET", "DELETE"])
+def test_a_body_that_no_method_needs_has_to_arrive_as_well(server, monkeypatch, method):
+    monkeypatch.setattr(server.gate, "seconds", 0.2)
+    with socket.create_connection(("127.0.0.1", server.port), 5) as one:
+        one.sendall(f"{method} /health HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{{".encode())
+        assert b" 408 " in one.recv(4096)
+
+
+def test_a_client_that_leaves_while_it_waits_is_not_answered(server, monkeypatch):
+    monkeypatch.setattr(server.service.queue, "window", 60.0)
+    body = json.dumps({"prompt": "short", "texts": TEXTS}).encode()
+    before = count(server, 'prompt_tuning_texts_total{work="rank"}')
+    with socket.create_connection(("127.0.0.1", server.port), 5) as one:
+        one.sendall(b"POST /v1/rank HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n")
+        one.sendall(b"content-length: %d\r\n\r\n%b" % (len(body), body))
+        assert eventually(lambda: len(server.service.queue) == len(TEXTS), 10)
+    assert eventually(lambda: all(job.given_up for job in server.service.queue._waiting), 10)
+    monkeypatch.undo()
+    assert len(answers(server, "short", TEXTS[:1])) == 1, "which wakes the model"
+    assert count(server, 'prompt_tuning_texts_total{work="rank"}') == before + 1
+    assert count(server, 'prompt_tuning_requests_total{route="/v1/rank",status="499"}') >= 1
+
+
+def test_texts_that_are_written_are_counted_as_texts(server):
+    named = lambda work: f'prompt_tuning_texts_total{{work="{work}"}}'
+    of = lambda kind: f'prompt_tuning_positions_total{{kind="{kind}",work="write"}}'
+    read = count(server, named("read"))
+    assert stream(server, "free", TEXTS[0])[-1][0] == "done"
+    assert count(server, named("read")) == read + 1
+    assert 0 < count(server, of("held")) <= count(server, of("computed"))
+
+
 def test_heads_without_end_and_idle_connections_are_given_up(server, monkeypatch):
     monkeypatch.setattr(command, "IDLE", 0.3)
     with socket.create_connection(("127.0.0.1", server.port), 5) as one:
@@ -263,7 +329,7 @@ def test_heads_without_end_and_idle_connections_are_given_up(server, monkeypatch
 def test_a_body_that_never_ends_gets_408(server, monkeypatch):
     monkeypatch.setattr(server.gate, "seconds", 0.2)
     with socket.create_connection(("127.0.0.1", server.port), 5) as one:
-        one.sendall(b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{")
+        one.sendall(b"POST /v1/rank HTTP/1.1\r\nhost: localhost\r\ncontent-length: 100\r\n\r\n{")
         assert b" 408 " in one.recv(4096)
 
 
@@ -271,7 +337,7 @@ def test_a_client_that_leaves_frees_its_place(server):
     body = json.dumps({"prompt": "short", "text": TEXTS[0]}).encode()
     for _ in range(8):
         with socket.create_connection(("127.0.0.1", server.port), 5) as one:
-            one.sendall(b"POST /v1/stream HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n")
+            one.sendall(b"POST /v1/stream HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n")
             one.sendall(b"content-length: %d\r\n\r\n%b" % (len(body), body))
             one.recv(20)
     assert stream(server, "short", TEXTS[0])[-1][0] == "done"

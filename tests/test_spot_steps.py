@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import WORDS, flags, reviews
 
-from prompt_tuning import cli, prompt_file, spot, spot_steps
+from prompt_tuning import cli, prompt_file, spot, spot_steps, study_report
 
 ABOUT = ("love", "war", "rain")
 LABELS = {"films": ("negative", "positive"), "about": ABOUT, "dull": ("weak", "fine")}
@@ -99,6 +99,25 @@ def test_finished_steps_are_not_done_again_and_a_killed_one_goes_on(home, tasks,
     (folder / "transfers" / spot_steps.FINISHED).unlink()  # as if killed between training and writing it down
     assert cli.main(argv(home, folder, tasks)) == 0
     assert scores(folder) == scores(transferred)
+
+
+def test_what_an_older_version_did_not_write_down_is_not_compared(home, tasks, transferred, tmp_path, capsys):
+    folder = tmp_path / "run"
+    shutil.copytree(transferred, folder)
+    for finished in folder.glob(f"*/{spot_steps.FINISHED}"):
+        told = json.loads(finished.read_text())
+        assert told["plan"]["run"].pop("optimizer.step_origin") == "0"
+        finished.write_text(json.dumps(told))
+    assert cli.main(argv(home, folder, tasks)) == 0
+    assert cli.main(argv(home, folder, tasks, SEEDS=[0])) == 2
+    assert "the slot source-films-seed1 is another" in capsys.readouterr().err
+    assert cli.main(argv(home, tmp_path / "other", tasks, PATIENCE=3)) == 2
+    assert "leave PATIENCE at None" in capsys.readouterr().err
+
+
+def test_a_number_that_is_none_is_null_in_json():
+    told = study_report.no_nan({"a": [np.nan, 1.0], "b": {"c": float("inf")}, "d": (2,)})
+    assert json.dumps(told, allow_nan=False) == '{"a": [null, 1.0], "b": {"c": null}, "d": [2]}'
 
 
 def test_finished_steps_of_other_settings_are_refused(home, tasks, transferred, capsys):

@@ -2,7 +2,7 @@
 
 import json
 import mimetypes
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from importlib import resources
 from typing import Any
 
@@ -23,8 +23,8 @@ PAGE = ("index.html", "page.css", "page.js")
 BUSY = {408: "The body came too slowly.", 413: "The body is too large.", 429: "Too many texts wait: try again.", 503: "The server is stopping."}  # fmt: skip # noqa: E501
 
 
-def create_app(service: Service) -> Gate:
-    """The application around one service."""
+def create_app(service: Service, hosts: Collection[str] | None = None) -> Gate:
+    """The application around one service, for requests to one of `hosts`, or to any."""
     api = FastAPI(
         title="prompt-tuning", version=__version__, docs_url=None, redoc_url=None, redirect_slashes=False,
         description="A frozen T5 behind soft prompts: each text names the prompt it is answered behind.",
@@ -36,7 +36,7 @@ def create_app(service: Service) -> Gate:
     _prompts(api, service)
     _about(api, service)
     limits = service.limits
-    return Gate(api, service.metrics, limits.body, limits.seconds, lambda: service.stopping)
+    return Gate(api, service.metrics, limits.body, limits.seconds, lambda: service.stopping, hosts)
 
 
 def _errors(*statuses: int, **known: str) -> dict[int | str, dict[str, Any]]:

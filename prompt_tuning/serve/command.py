@@ -12,7 +12,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.predict import PromptTuned
+from prompt_tuning.predict import PromptTuned, answer_length
 from prompt_tuning.serve.app import create_app
 from prompt_tuning.serve.gate import Gate
 from prompt_tuning.serve.service import Limits, Service
@@ -21,6 +21,7 @@ from prompt_tuning.serve.shelf import Shelf
 HEAD = 1 << 15  # bytes of a request before its body
 IDLE = 10  # seconds that a connection may say nothing
 CONNECTIONS = 1024
+LOCAL = ("localhost", "127.0.0.1", "[::1]", "::1")  # this machine, as its own browser calls it
 GRACE = 30  # seconds for what waits when told to stop
 SHORTEST_BANK = 100  # vectors, the paper's prompt length, so that longer prompts than those there now can be added
 
@@ -46,7 +47,8 @@ def load(options: argparse.Namespace) -> Service:
     if len(found) > options.slots:
         raise UserError(f"{options.prompts} holds {len(found)} prompts and --slots is {options.slots}. Type --slots {len(found)}.")  # fmt: skip # noqa: E501
     longest = max([SHORTEST_BANK, *(len(prompt.vectors) for prompt in found.values())])
-    tuned = PromptTuned.open(base, options.slots, longest, options.vocabulary)
+    answers = answer_length(list(found.values()))
+    tuned = PromptTuned.open(base, options.slots, longest, options.vocabulary, answer_length=answers)
     for name, prompt in found.items():
         tuned.add(prompt, name)
     limits = Limits(
@@ -61,11 +63,12 @@ def load(options: argparse.Namespace) -> Service:
 
 
 class Protocol(HttpToolsProtocol):
-    """HTTP/1.1 that gives up on heads that are too large, and on connections that say nothing."""
+    """HTTP/1.1 that gives up on heads that are too large or too slow, and on connections that say nothing."""
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         self._head: int | None = 0  # bytes of it so far; None inside a body
+        self._due = self.loop.time() + IDLE  # when it must be whole
         self._wait()
 
     def data_received(self, data: bytes) -> None:
@@ -80,7 +83,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._head = 1
+        self._head, self._due = 1, self.loop.time() + IDLE
 
     def on_headers_complete(self) -> None:
         self._head = None
@@ -92,7 +95,7 @@ class Protocol(HttpToolsProtocol):
 
     def _wait(self) -> None:
         self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(IDLE, self.timeout_keep_alive_handler)
+        self.timeout_keep_alive_task = self.loop.call_at(self._due, self.timeout_keep_alive_handler)
 
 
 class Server(uvicorn.Server):
@@ -100,8 +103,9 @@ class Server(uvicorn.Server):
 
     def __init__(self, service: Service, host: str, port: int) -> None:
         self.service = service
+        hosts = LOCAL if host in LOCAL else None  # elsewhere a proxy, or who set it up, knows its names
         config = uvicorn.Config(
-            create_app(service), host=host, port=port, http=Protocol, ws="none", lifespan="off", log_config=None,
+            create_app(service, hosts), host=host, port=port, http=Protocol, ws="none", lifespan="off", log_config=None,
             access_log=False, server_header=False, proxy_headers=False, limit_concurrency=CONNECTIONS,
             timeout_keep_alive=IDLE, timeout_graceful_shutdown=GRACE,
         )  # fmt: skip

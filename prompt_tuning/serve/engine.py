@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from prompt_tuning import device, infer, layout
-from prompt_tuning.examples import LENGTHS
 from prompt_tuning.predict import PromptTuned
 from prompt_tuning.serve.ladder import Size, fit, for_reading, ladder
 from prompt_tuning.serve.metrics import Metrics
 from prompt_tuning.serve.waiting import Job, Queue
-from prompt_tuning.serve.writer import Writer, Written
+from prompt_tuning.serve.writer import STRIDE, Writer, Written
 
 BATCH = 128  # examples of a batch at most
 LABEL_TOKENS = 256  # of one text's labels together
@@ -52,12 +51,11 @@ class Engine:
         entries = tuned.prompts.values()
         lengths = sorted(entry.slot.length for entry in entries)
         labels = max((self.label_tokens(entry.labels) for entry in entries), default=0)
-        longest = Size(tuned.bank.vectors.shape[1] + input_length, LABEL_TOKENS)
+        longest = Size(tuned.bank.vectors.shape[1] + input_length, max(labels, LABEL_TOKENS))
         usual = lengths[len(lengths) // 2] if lengths else tuned.bank.vectors.shape[1]
         self.shapes = ladder(usual, longest, max(labels, 4), room, devices)
-        model = tuned.now.answerer.model
-        answer = max((entry.target_length for entry in entries), default=LENGTHS["targets"])
-        self.writer = Writer(model, tuned.mesh, for_reading(self.shapes), writers, answer)
+        answerer = tuned.now.answerer
+        self.writer = Writer(answerer.model, tuned.mesh, for_reading(self.shapes), writers, answerer.target_length)
         self._texts: dict[int, _Text] = {}
         self._post: Post = lambda function, argument: function(argument)
         self._thread = threading.Thread(target=self._run, name="model", daemon=True)
@@ -153,9 +151,13 @@ class Engine:
         now = self.tuned.now
         with self._answering(batch):
             there, questions = self._there(batch, now)
-            if questions:
-                places = self.writer.admit(now.params, now.answerer.items(questions, ranking=False), shape)
-                self._texts |= {place: _Text(job) for place, job in zip(places, there, strict=True)}
+            if not questions:
+                return
+            began = time.monotonic()
+            places = self.writer.admit(now.params, now.answerer.items(questions, ranking=False), shape)
+            self._texts |= {place: _Text(job) for place, job in zip(places, there, strict=True)}
+            used = sum(job.size.length for job in there)
+            self.metrics.batch("read", len(there), used, shape.rows[0] * shape.row_length, time.monotonic() - began)
 
     def _write(self) -> None:
         for place in [place for place, text in self._texts.items() if text.job.given_up]:
@@ -167,7 +169,8 @@ class Engine:
         with self._answering([]):
             steps = self.writer.step(self.tuned.now.params)
             self._spell(steps)
-            self.metrics.batch("write", len(steps), len(steps), self.writer.places, time.monotonic() - began)
+            texts, computed = len({written.place for written in steps}), STRIDE * self.writer.places
+            self.metrics.batch("write", texts, len(steps), computed, time.monotonic() - began)
 
     def _spell(self, steps: Sequence[Written]) -> None:
         """Tells each text's listener its new token, and the answer of those that are done."""

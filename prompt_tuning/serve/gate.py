@@ -1,10 +1,12 @@
 """What every request passes first: limits on its body, counting, and a plain answer whatever goes wrong (ASGI)."""
 
 import asyncio
+import contextlib
 import json
 import logging
+import re
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping
 from typing import Any
 
 from prompt_tuning.serve.metrics import Metrics
@@ -37,27 +39,34 @@ class Refusal(Exception):
 class Gate:
     """An ASGI application around another."""
 
-    def __init__(self, app: App, metrics: Metrics, body: int, seconds: float, stopping: Callable[[], bool]) -> None:
-        """Bodies have at most `body` bytes and arrive within `seconds`."""
+    def __init__(
+        self, app: App, metrics: Metrics, body: int, seconds: float, stopping: Callable[[], bool],
+        hosts: Collection[str] | None = None,
+    ) -> None:  # fmt: skip
+        """Bodies have at most `body` bytes and arrive within `seconds`; requests are to one of `hosts`, if given."""
         self.app, self.metrics, self.body, self.seconds, self.stopping = app, metrics, body, seconds, stopping
+        self.hosts = hosts
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, status = time.monotonic(), 0
+        began, status, answered = time.monotonic(), 0, False
 
         async def sending(message: Message) -> None:
-            nonlocal status
+            nonlocal status, answered
             if message["type"] == "http.response.start":
                 status = message["status"]
                 message["headers"] = [*message.get("headers", []), *HEADERS]
+            answered = message["type"] == "http.response.body" and not message.get("more_body")
             await send(message)
 
         try:
             if self.stopping() and scope["path"] != "/health":
                 raise Refusal(503, "The server is stopping.", retry_after="5", connection="close")
-            await self.app(scope, await self._whole(scope, receive), sending)
+            self._check_host(scope)
+            body = await self._whole(receive)
+            await _while_wanted(lambda given: self.app(scope, given, sending), body, receive, lambda: answered)
         except Refusal as refusal:
             if not status:
                 await refuse(sending, refusal)
@@ -69,26 +78,21 @@ class Gate:
             route = getattr(scope.get("route"), "path", "other")
             self.metrics.request(route, status or 499, time.monotonic() - began)
 
-    async def _whole(self, scope: Scope, receive: Receive) -> Receive:
-        """Reads the body, within the limits; returns how the application receives it."""
-        if scope["method"] in ("GET", "HEAD", "DELETE", "OPTIONS"):
-            return receive  # nothing reads their bodies
+    def _check_host(self, scope: Scope) -> None:
+        """A name of somebody else's that leads here is how a page of theirs would come to speak to this server."""
+        host = next((value.decode("latin-1") for name, value in scope["headers"] if name == b"host"), "")
+        name = re.sub(r":\d*$", "", host).lower()
+        if self.hosts is not None and name not in self.hosts:
+            raise Refusal(421, f"This server is not {name or 'without a name'}; it listens to {', '.join(self.hosts)}.")
+
+    async def _whole(self, receive: Receive) -> bytes:
+        """Reads the body, within the limits."""
         try:
             async with asyncio.timeout(self.seconds):
-                body = await self._read(receive)
+                return await self._read(receive)
         except TimeoutError:
             sentence = f"The body did not arrive within {self.seconds:g} seconds."
             raise Refusal(408, sentence, connection="close") from None
-        given = False
-
-        async def again() -> Message:
-            nonlocal given
-            if given:
-                return await receive()
-            given = True
-            return {"type": "http.request", "body": body, "more_body": False}
-
-        return again
 
     async def _read(self, receive: Receive) -> bytes:
         parts: list[bytes] = []
@@ -104,6 +108,37 @@ class Gate:
         if size > self.body:
             raise Refusal(413, f"The body is larger than {self.body} bytes.", connection="close")
         return b"".join(parts)
+
+
+async def _while_wanted(
+    run: Callable[[Receive], Awaitable[None]], body: bytes, receive: Receive, answered: Callable[[], bool]
+) -> None:
+    """Runs an application on a body; it is cancelled if its client leaves before it is answered."""
+    left, given = asyncio.Event(), False
+
+    async def again() -> Message:
+        nonlocal given
+        if given:
+            await left.wait()
+            return {"type": "http.disconnect"}
+        given = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    async def leaves() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        left.set()
+
+    running, leaving = asyncio.ensure_future(run(again)), asyncio.ensure_future(leaves())
+    try:
+        await asyncio.wait({running, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not running.done() and not answered():
+            running.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await running
+    finally:
+        running.cancel()
+        leaving.cancel()
 
 
 async def refuse(send: Send, refusal: Refusal) -> None:

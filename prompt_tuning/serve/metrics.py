@@ -25,7 +25,7 @@ class Metrics:
         PlatformCollector(registry=self.registry)
         self.requests = counter("requests", "Requests answered", ["route", "status"])
         self.seconds = histogram("request_seconds", "From a request's first byte to its answer's last", ["route"], buckets=SECONDS)  # fmt: skip # noqa: E501
-        self.texts = counter("texts", "Texts that went through the model", ["work"])
+        self.texts = counter("texts", "Texts in calls of the model, being written in one after another", ["work"])
         self.batches = histogram("batch_texts", "Texts of a batch", ["work"], buckets=EXAMPLES)
         self.model_seconds = counter("model_seconds", "Seconds that the model was at work", ["work"])
         self.positions = counter("positions", "Positions that the model computed, and those that held something", ["work", "kind"])  # fmt: skip # noqa: E501

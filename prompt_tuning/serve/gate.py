@@ -1,7 +1,6 @@
 """What every request passes first: limits on its body, counting, and a plain answer whatever goes wrong (ASGI)."""
 
 import asyncio
-import contextlib
 import json
 import logging
 import re
@@ -132,10 +131,13 @@ async def _while_wanted(
     running, leaving = asyncio.ensure_future(run(again)), asyncio.ensure_future(leaves())
     try:
         await asyncio.wait({running, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if not running.done() and not answered():
-            running.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
+        if running.done() or answered():
             await running
+            return
+        running.cancel()
+        await asyncio.wait({running})
+        if not running.cancelled():
+            running.result()
     finally:
         running.cancel()
         leaving.cancel()

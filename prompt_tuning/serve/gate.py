@@ -6,7 +6,7 @@ import logging
 import re
 import time
 from collections.abc import Awaitable, Callable, Collection, MutableMapping
-from typing import Any
+from typing import Any, cast
 
 from prompt_tuning.serve.metrics import Metrics
 
@@ -127,19 +127,17 @@ async def _while_wanted(
         while (await receive())["type"] != "http.disconnect":
             pass
         left.set()
+        if not answered():
+            here.cancel()
 
-    running, leaving = asyncio.ensure_future(run(again)), asyncio.ensure_future(leaves())
+    here, leaving = cast(asyncio.Task, asyncio.current_task()), asyncio.ensure_future(leaves())
     try:
-        await asyncio.wait({running, leaving}, return_when=asyncio.FIRST_COMPLETED)
-        if running.done() or answered():
-            await running
-            return
-        running.cancel()
-        await asyncio.wait({running})
-        if not running.cancelled():
-            running.result()
+        await run(again)
+    except asyncio.CancelledError:
+        if not left.is_set():
+            raise
+        here.uncancel()
     finally:
-        running.cancel()
         leaving.cancel()
 
 

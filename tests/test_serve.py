@@ -26,7 +26,7 @@ pytest.importorskip("fastapi")
 
 from prompt_tuning import cli, prompt_file
 from prompt_tuning.predict import PromptTuned, Request
-from prompt_tuning.serve import command
+from prompt_tuning.serve import command, gate
 
 LABELS = ("negative", "positive")
 TEXTS = ["review: a fine film about love", "review: a dull film about rain", "review: an awful film", "review: great"]
@@ -425,10 +425,13 @@ def test_malformed_requests_from_its_own_document_get_no_5xx(server):
     statuses, before = collections.Counter(), count(server, "prompt_tuning_compilations ")
     for wrong in malformed.requests(document, ["short", "free"], 150):
         connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=30)
-        connection.request(wrong.method, wrong.path, wrong.body, {k: v.encode() for k, v in wrong.headers.items()})
-        answer = connection.getresponse()
-        assert answer.status < 500 and b"Traceback" not in answer.read(), wrong
-        statuses[answer.status] += 1
+        try:
+            connection.request(wrong.method, wrong.path, wrong.body, {k: v.encode() for k, v in wrong.headers.items()})
+            answer = connection.getresponse()
+            assert answer.status < 500 and b"Traceback" not in answer.read(), wrong
+            statuses[answer.status] += 1
+        except ConnectionError:  # closed behind a 413, while more was being sent than is drained
+            assert len(wrong.body) > gate.DRAINED * server.gate.body, wrong
         connection.close()
-    assert {404, 405, 413, 422} <= statuses.keys()
+    assert {404, 405, 422} <= statuses.keys()
     assert count(server, "prompt_tuning_compilations ") == before

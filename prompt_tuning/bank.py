@@ -31,11 +31,6 @@ class Entry:
         """Tokens that its inputs are cut to."""
         return self.card.input_length or LENGTHS["inputs"]
 
-    @property
-    def target_length(self) -> int:
-        """Tokens of an answer that it writes, at most: as many as it was trained to write, and no fewer than usual."""
-        return max(self.card.target_length or 0, LENGTHS["targets"])
-
 
 @dataclasses.dataclass(frozen=True)
 class Bank:

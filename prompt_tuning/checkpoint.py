@@ -206,6 +206,13 @@ def _digest(tree: Any) -> str | None:
     return total.hexdigest()
 
 
+def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Which settings differ, in words, of those that both versions write down."""
+    return [
+        f"{key} was {old[key]} and is {new[key]}" for key in sorted(old.keys() & new.keys()) if old[key] != new[key]
+    ]
+
+
 def _refuse_other(folder: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:
     if saved["base_digest"] != wanted["base_digest"]:
         raise UserError(
@@ -213,10 +220,7 @@ def _refuse_other(folder: Path, saved: dict[str, Any], wanted: dict[str, Any]) -
             f" {wanted['base_digest'][:12]}). Give its own INITIAL_CHECKPOINT_PATH, or another MODEL_DIR."
         )
     old, new = saved["settings"], wanted["settings"]
-    changed = [  # of what both versions record
-        f"{key} was {old[key]} and is {new[key]}" for key in sorted(old.keys() & new.keys()) if old[key] != new[key]
-    ]
-    if changed:
+    if changed := changes(old, new):
         raise UserError(
             f"The checkpoint {folder} was written under other settings: {'; '.join(changed)}."
             " Set them back to go on with that run, or give another MODEL_DIR to start a new one."

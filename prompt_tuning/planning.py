@@ -57,8 +57,7 @@ def plan(
         lengths = sorted({round_up(length, block or 1) for length in lengths})
     few = batches[:: -(-len(batches) // SAMPLE)]
     shapes = [_of_length(row_length, target_length, few, packing, multiple, at_once) for row_length in lengths]
-    costs = [_cost(_rows_needed(few, shape), shape) for shape in shapes] if len(shapes) > 1 else [0.0]
-    shape = shapes[int(np.argmin(costs))]
+    shape = min(shapes, key=lambda shape: _cost(_rows_needed(few, shape), shape))
     if at_once is not None:
         shape = _parted(shape, batches, longest)
     else:

@@ -86,7 +86,7 @@ class PromptTuned:
         if not path:
             raise UserError(f"{given[0]} does not say which base it was tuned on. Type --base PATH.")
         longest = max(len(one.vectors) for one, _ in loaded)
-        answers = answer_length([one for one, _ in loaded])
+        answers = max(one.card.answer_length for one, _ in loaded)
         tuned = cls.open(path, len(loaded), longest, vocabulary, batch_size, answer_length=answers)
         for one, name in loaded:
             tuned.add(one, name, labels)
@@ -151,8 +151,8 @@ class PromptTuned:
         with self._changing:
             bank = self.bank.add(loaded, called, ranked)
             entry, room = bank.entry(called), self._answerer.target_length
-            if entry.target_length > room:
-                raise UserError(f"The prompt {called} writes answers of up to {entry.target_length} tokens, and these slots hold up to {room}: make them longer at the start.")  # fmt: skip # noqa: E501
+            if entry.card.answer_length > room:
+                raise UserError(f"The prompt {called} writes answers of up to {entry.card.answer_length} tokens, and these slots hold up to {room}: make them longer at the start.")  # fmt: skip # noqa: E501
             self._check_labels(ranked, entry)
             self._set(bank)
         return called
@@ -200,9 +200,8 @@ class PromptTuned:
 
     def compile_ahead(self, writing: bool = True) -> None:
         """Compiles all that fixed-shape answering will run (`shape` was given), so that nothing compiles later."""
-        _, params, answerer = self.now
         with device.on(self.mesh):
-            infer.compile_ahead(answerer, params, writing)
+            infer.compile_ahead(self._answerer, self._now[1], writing)
 
     def _question(self, bank: Bank, request: Request) -> infer.Question:
         k, entry = bank.slot_of(request.prompt), bank.entry(request.prompt)
@@ -216,7 +215,7 @@ class PromptTuned:
 
     def _check_labels(self, labels: Sequence[str], entry: Entry) -> None:
         """Labels that can be spelled, and fit into one row where its size is fixed."""
-        self.vocabulary.check_labels(labels, entry.target_length, f"the prompt {entry.name}")
+        self.vocabulary.check_labels(labels, entry.card.answer_length, f"the prompt {entry.name}")
         room = self._answerer.shape.target_length if self._answerer.shape else None
         if room and (tokens := sum(len(self.vocabulary.encode(label)) + 1 for label in labels)) > room:
             raise UserError(f"The labels of the prompt {entry.name} have {tokens} tokens together, and there is room for {room}.")  # fmt: skip # noqa: E501
@@ -226,11 +225,6 @@ class PromptTuned:
 
     def _on_device(self, bank: Bank) -> Params:
         return self.base.params | {"prompt": {"bank": device.put_everywhere(bank.vectors, self.mesh)}}
-
-
-def answer_length(prompts: Sequence[prompt_file.Prompt]) -> int:
-    """Tokens that the longest answers of these prompts have, and no fewer than usual."""
-    return max([LENGTHS["targets"], *(prompt.card.target_length or 0 for prompt in prompts)])
 
 
 def _loaded(prompt: Loadable) -> tuple[prompt_file.Prompt, str]:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from prompt_tuning.errors import UserError, nearest
+from prompt_tuning.examples import LENGTHS
 
 BARE = "encoder.prompt.prompt.prompt"  # a step's prompt, called as the authors' code calls it
 SEAL = "sha256"  # of the vectors and the card, in a file that this project wrote
@@ -39,6 +40,11 @@ class Card:
     base_digest: str = ""
     input_length: int | None = None  # tokens that inputs were cut to
     target_length: int | None = None  # and targets
+
+    @property
+    def answer_length(self) -> int:
+        """Tokens of an answer that it writes, at most: as many as it was trained to write, and no fewer than usual."""
+        return max(self.target_length or 0, LENGTHS["targets"])
 
 
 @dataclasses.dataclass(frozen=True)

@@ -235,7 +235,7 @@ def open_run(run: Run) -> Opened:
     mixtures = {name: run.data.open(name, vocabulary) for name in dict.fromkeys(slot.task for slot in wanted)}
     if run.data.task_file:  # a slot that was given no name is called after its file's task
         given = {*(row.get("name") for row in run.slots or ()), *(run.grid or {}).get("name", ())}
-        called = lambda slot: slots.file_name(slot.name.replace("prompt", mixtures[slot.task].name, 1))
+        called = lambda slot: slots.file_name(slot.name.replace("prompt", mixtures[slot.task].name, 1)).lstrip("_")
         wanted = tuple(s if s.name in given else dataclasses.replace(s, name=called(s)) for s in wanted)
     if run.scan_layers:
         base = dataclasses.replace(base, params=scan.stacked(base.params))

@@ -104,7 +104,7 @@ def check_file_names(slots: Sequence[Slot]) -> None:
 
 def file_name(text: str) -> str:
     """A name like `text` that a file can have in any folder."""
-    return re.sub(r"[^\w.-]+", "_", text).lstrip("_")
+    return re.sub(r"[^\w.-]+", "_", text)
 
 
 def start_bank(slots: Sequence[Slot], starts: Sequence[inits.Start]) -> np.ndarray:

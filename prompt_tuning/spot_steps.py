@@ -6,7 +6,6 @@ A step is done when `finished.json` stands in its folder; one that was cut short
 import dataclasses
 import json
 import math
-import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ import gin
 import numpy as np
 
 from prompt_tuning import configure, inits, kinds, prompt_file, slots, spot
+from prompt_tuning.checkpoint import changes
 from prompt_tuning.errors import UserError
 from prompt_tuning.run import Run
 from prompt_tuning.train import train
@@ -188,10 +188,7 @@ def _refuse_other(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> Non
     flat = lambda plan: (
         plan["run"] | {f"{slot}.{k}": v for slot, told in plan["slots"].items() for k, v in told.items()}
     )
-    was, now = flat(old), flat(new)
-    changed = [  # of what both versions write down
-        f"{key} was {was[key]} and is {now[key]}" for key in sorted(was.keys() & now.keys()) if was[key] != now[key]
-    ]
+    changed = changes(flat(old), flat(new))
     changed += [f"the slot {slot} is another" for slot in sorted(old["slots"].keys() ^ new["slots"].keys())]
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
@@ -204,7 +201,7 @@ def _refuse_other(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> Non
 def label(task: str) -> str:
     """A task's name in the names of slots, tables and pictures."""
     parts = [Path(part).stem if part.endswith(".toml") else part for part in task.split("+")]
-    return re.sub(r"[^\w.-]+", "_", "+".join(parts)) if len(parts) == 1 else "_and_".join(parts)
+    return slots.file_name(parts[0]) if len(parts) == 1 else "_and_".join(parts)
 
 
 Key = tuple[str, int]  # task, seed

@@ -12,7 +12,8 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from prompt_tuning.errors import UserError
-from prompt_tuning.predict import PromptTuned, answer_length
+from prompt_tuning.examples import LENGTHS
+from prompt_tuning.predict import PromptTuned
 from prompt_tuning.serve.app import create_app
 from prompt_tuning.serve.gate import Gate
 from prompt_tuning.serve.service import Limits, Service
@@ -47,7 +48,7 @@ def load(options: argparse.Namespace) -> Service:
     if len(found) > options.slots:
         raise UserError(f"{options.prompts} holds {len(found)} prompts and --slots is {options.slots}. Type --slots {len(found)}.")  # fmt: skip # noqa: E501
     longest = max([SHORTEST_BANK, *(len(prompt.vectors) for prompt in found.values())])
-    answers = answer_length(list(found.values()))
+    answers = max([LENGTHS["targets"], *(prompt.card.answer_length for prompt in found.values())])
     tuned = PromptTuned.open(base, options.slots, longest, options.vocabulary, answer_length=answers)
     for name, prompt in found.items():
         tuned.add(prompt, name)

@@ -17,7 +17,9 @@ from prompt_tuning.slots import Slot
 from prompt_tuning.step import Model, score_targets
 from prompt_tuning.vocabulary import Vocabulary
 
-WORTH_A_LINE = 100_000  # positions of all questions: enough to win back what lines take longer to compile
+# Positions of all questions: enough to win back
+WORTH_A_PROGRAM = 30_000  # what a program for them alone takes to compile
+WORTH_A_LINE = 100_000  # what lines take longer to compile
 
 Progress = Callable[[Iterable, int], Iterable]  # the batches, of which there are so many, with something for people
 
@@ -54,6 +56,7 @@ class Answerer:
     target_length: int = LENGTHS["targets"]  # tokens of an answer that is written, at most
     packing: bool = True
     shape: layout.Shape | None = None  # of every batch, for what must not compile again; None: what costs least
+    roomy: bool = False  # few questions take a shape that later ones will have too, and nothing new is compiled
     progress: Progress = lambda batches, total: batches
 
     def labels_of(self, question: Question) -> tuple[str, ...]:
@@ -86,8 +89,12 @@ class Answerer:
             pack = lambda group: self._packed(group, shape)
         else:
             longest = max(item.length for item in items), max(max(item.target_length for item in items), 1)
-            shape = planning.plan(groups, longest, self.packing, self.mesh.shape["data"], line=line, more=False)
             examples, each = min(self.batch_size, len(items)), max(len(item.targets) for item in items)
+            if self._roomy(items):
+                shape = planning.roomy(groups, longest, self.mesh.shape["data"])
+                examples = self.batch_size if each else planning.power_of_two(examples)
+            else:
+                shape = planning.plan(groups, longest, self.packing, self.mesh.shape["data"], line=line, more=False)
             pack = lambda group: layout.pack(group, shape, self.model.length, examples, each)
         for group in self.progress(groups, len(groups)):
             yield group, pack(group), shape
@@ -108,9 +115,15 @@ class Answerer:
         worth_it = self.mesh.shape["data"] > 1 and sum(item.length for item in items) > WORTH_A_LINE
         return device.line(self.mesh) if worth_it else None
 
+    def _roomy(self, items: list[layout.Item]) -> bool:
+        return self.roomy and self.packing and sum(item.length for item in items) <= WORTH_A_PROGRAM
+
     def source_length(self, items: list[layout.Item]) -> int:
         """A bound on the length of these items (prompt and input) that few batches differ in."""
-        return self.shape.row_length if self.shape else layout.round_up(max(item.length for item in items), 16)
+        if self.shape:
+            return self.shape.row_length
+        longest = max(item.length for item in items)
+        return max(planning.power_of_two(longest), 128) if self._roomy(items) else layout.round_up(longest, 16)
 
     def empty_batches(self) -> Iterable[layout.Batch]:
         """A batch without examples of every size that `shape` names: what there is to compile."""

@@ -26,6 +26,7 @@ WIDTHS = 4  # more compute less in vain, and compile longer
 COUNTS = 2  # of rows to choose from, at most: each is a program of its own, which takes seconds to minutes to compile
 SAVED = 0.02  # of the rows, that one more count must save
 USUAL = 0.9  # share of rows whose targets are planned for
+ROOMY = (128, 192, 256, 384, 512, 768, 1024)  # row lengths that few examples take
 SAMPLE = 16  # batches that the row length is chosen by, at most: all lengths are tried
 
 
@@ -70,6 +71,22 @@ def plan(
         return shape
     of_items = np.array([item.length for batch in batches for item in batch])
     return dataclasses.replace(shape, filled=Filled(_widths(of_items, longest[0]), longest[1], block))
+
+
+def roomy(batches: Sequence[Sequence[Item]], longest: tuple[int, int], multiple: int = 1) -> Shape:
+    """A shape that other batches of a few examples have as well: to compile one costs more than some air does."""
+    lengths = [length for length in ROOMY if length >= longest[0]] or [round_up(longest[0], ROOMY[-1])]
+    targets = power_of_two(max(longest[1], 16))
+    shapes = [_of_length(length, targets, batches, True, multiple, None) for length in lengths]
+    shape = min(shapes, key=lambda shape: _cost(_rows_needed(batches, shape), shape))
+    needed = int(_rows_needed(batches, shape).max())
+    rows = round_up(round_up(needed, max(power_of_two(needed) // 4, 1)), multiple)  # 1 2 3 4 6 8 12 16 24 ...
+    return dataclasses.replace(shape, target_length=power_of_two(shape.target_length), rows=(rows,))
+
+
+def power_of_two(n: int) -> int:
+    """The least power of two that is not below n."""
+    return 1 << max(n - 1, 0).bit_length()
 
 
 def _of_length(

@@ -71,7 +71,7 @@ class PromptTuned:
             devices = mesh.shape["data"]  # rows are divided among them
             shape = dataclasses.replace(shape, rows=tuple(sorted({layout.round_up(r, devices) for r in shape.rows})))
         self._answerer = infer.Answerer(
-            model, (free,) * slots, ((),) * slots, vocabulary, mesh, batch_size, answer_length, shape=shape
+            model, (free,) * slots, ((),) * slots, vocabulary, mesh, batch_size, answer_length, shape=shape, roomy=True
         )  # fmt: skip
 
     @classmethod

@@ -114,9 +114,13 @@ def useful_flops(config: T5Config, group: Sequence[Item]) -> float:
 
 
 def random_frozen(config: T5Config, mesh: jax.sharding.Mesh, dtype: str | None = None) -> split.Params:
-    """Random weights, stored as `dtype` or as what is multiplied, on every device."""
-    place = lambda leaf: device.put_frozen(np.asarray(leaf.astype(dtype or config.multiplied)), everywhere(mesh))
-    return jax.tree.map(place, random_base(config, 0).params)
+    """Random weights, stored as `dtype` or as what is multiplied, on every device.
+
+    Drawn as that type, and through the host: else the most memory in use would be that of the draw.
+    """
+    stored = dtype or config.multiplied
+    drawn = jax.jit(lambda: jax.tree.map(lambda leaf: leaf.astype(stored), random_base(config, 0).params))()
+    return jax.tree.map(lambda leaf: device.put_frozen(leaf, everywhere(mesh)), jax.device_get(drawn))
 
 
 def everywhere(mesh: jax.sharding.Mesh) -> jax.sharding.Sharding:

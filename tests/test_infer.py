@@ -66,6 +66,25 @@ def test_groups_of_examples_are_one_shape_whatever_labels_they_have(letters, ask
     assert len(packed) == 3 and len({tuple(array.shape for array in batch) for batch in packed}) == 1
 
 
+@pytest.mark.parametrize("ranking", [True, False])
+def test_a_few_questions_are_batches_that_others_have_been_before(letters, asked, ranking):
+    """What a notebook asks: texts of any length, one or a handful at a time."""
+    mesh, seen = device.make_mesh(), set()
+    one, roomy = answerer(mesh, letters), answerer(mesh, letters, roomy=True)
+    calls = [asked[i : i + n] for n in (1, 2, 3, 5, 8, 13) for i in range(0, 40, n)]
+    for call in calls:
+        items = roomy.items(call, ranking)
+        for group, batch, shape in roomy.batches(items):
+            assert set(batch.encoder_segments.ravel()) == set(range(len(group) + 1)), "all are there, and some air"
+            assert shape.row_length <= roomy.source_length(items)
+            seen.add(tuple(array.shape for array in batch))
+    assert (
+        len(seen) < 10 < len({tuple(a.shape for a in b) for c in calls for _, b, _ in one.batches(one.items(c, True))})
+    )
+    if ranking:
+        assert_alike(ranked(mesh, letters, asked, roomy=True), ranked(mesh, letters, asked))
+
+
 def test_likelihoods_come_in_the_order_of_the_items(letters, asked):
     mesh = device.make_mesh()
     params = random_params() | {"prompt": {"bank": random_bank(LENGTHS)}}

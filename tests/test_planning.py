@@ -75,3 +75,20 @@ def test_the_size_of_blocks_is_that_which_fits_the_batches():
     of = lambda length: [[layout.Item(np.full(length, 5, np.int32), [np.array([6, 1], np.int32)])] for _ in range(3)]
     block = lambda length: planning.plan(of(length), (length, 2), line=4096).filled.block
     assert [block(n) for n in (480, 512, 700)] == [240, 256, 240]
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_roomy_shape_holds_its_examples_and_not_much_more(devices):
+    rng = np.random.default_rng(0)
+    shapes = set()
+    for count in [*range(1, 20), *range(20, 200, 20)]:
+        items = [of_length(int(n), i) for i, n in enumerate(rng.integers(20, 300, count))]
+        shape = planning.roomy([items], (max(item.length for item in items), 2), devices)
+        batch = layout.pack(items, shape)
+        assert batch.encoder_tokens.shape == (shape.rows[0], shape.row_length), "no row more than was planned"
+        assert batch.rows % devices == 0
+        assert count < 20 or devices > 1 or shape.padding(batch) < 0.4
+        shapes.add(batch.encoder_tokens.shape)
+    assert len(shapes) < 20
+    longer = planning.roomy([[of_length(1500)]], (1500, 2), devices)
+    assert (longer.row_length, longer.rows) == (2048, (devices,))

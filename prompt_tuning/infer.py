@@ -21,6 +21,8 @@ from prompt_tuning.vocabulary import Vocabulary
 WORTH_A_PROGRAM = 30_000  # what a program for them alone takes to compile
 WORTH_A_LINE = 100_000  # what lines take longer to compile
 
+MEAN_OF_TASKS = "mean_of_tasks"  # among the metrics of a mixture
+
 Progress = Callable[[Iterable, int], Iterable]  # the batches, of which there are so many, with something for people
 
 
@@ -288,16 +290,27 @@ def answer_all(
 
 
 def score(pairs: HeldOut, answers: Sequence[Sequence[Answer]]) -> dict[str, float]:
-    """The metrics of a slot's answers; with several tasks a metric is called `task/metric`."""
+    """The metrics of a slot's answers; with several tasks a metric is called `task/metric`, and `MEAN_OF_TASKS` is new.
+
+    That is the mean of the tasks' own means, of those that are trained on: a task without a training split is a
+    zero-shot one, which must not decide which step is best (Lester et al. 2021, §5).
+    """
     metrics: dict[str, float] = {}
+    means: dict[bool, list[float]] = {True: [], False: []}  # of the tasks that are trained on, and of the others
     for (task, examples), given in zip(pairs, answers, strict=True):
         prefix = f"{task.name}/" if len(pairs) > 1 else ""
         found = task.score(examples, [answer.text for answer in given])
         metrics |= {prefix + metric: value for metric, value in found.items()}
+        means["train" in task.splits].append(mean_metric(found))
+    if len(pairs) > 1:
+        metrics[MEAN_OF_TASKS] = _mean(means[True] or means[False])
     return metrics
 
 
 def mean_metric(metrics: dict[str, float]) -> float:
-    """What steps are compared by: the mean of a task's metrics (Lester et al. 2021, §3.1)."""
-    values = list(metrics.values())
+    """What steps are compared by: the mean of a task's metrics (Lester et al. 2021, §3.1), or that of several tasks."""
+    return metrics[MEAN_OF_TASKS] if MEAN_OF_TASKS in metrics else _mean(list(metrics.values()))
+
+
+def _mean(values: Sequence[float]) -> float:
     return math.fsum(values) / len(values) if values else math.nan

@@ -177,7 +177,7 @@ def _scores(found: Findings) -> list[str]:
 
 
 def _correlations(found: Findings) -> list[str]:
-    paper = [PAPER_CORRELATION.get(target) for target in found.targets]
+    paper = [PAPER_CORRELATION.get(target.removesuffix("_prefixed")) for target in found.targets]
     more = ("paper: r (p)",) if any(paper) else ()
     lines = [_row("target", "r", "p", "source prompts", *more), _rule(4 + len(more))]
     for t, target in enumerate(found.targets):

@@ -15,12 +15,14 @@ from prompt_tuning.examples import Ragged
 
 PAD_ID = 0
 EOS_ID = 1
+EXTRA_ID = "▁<extra_id_{}>"
 
 
 class Vocabulary:
     """T5's vocabulary: the pieces of a sentencepiece model, then the extra ids that mark spans.
 
-    As in T5, the extra ids count backwards from the end: `<extra_id_0>` is `size - 1`.
+    As in T5, the extra ids count backwards from the end: `<extra_id_0>` is `size - 1`. They are added to a model that
+    has none, such as T5's `spiece.model`, and not to one that has them (`cc_all.32000.100extra`, mT5's).
 
     Raises:
       UserError: the model file is missing or is no sentencepiece model.
@@ -31,8 +33,7 @@ class Vocabulary:
 
     def __init__(self, path: str | Path, extra_ids: int = 100):
         self.path = str(_model_file(Path(path).expanduser()))
-        self.extra_ids = extra_ids
-        self._model = _processor(self.path, extra_ids)
+        self._model, self.extra_ids = _processor(self.path, extra_ids)
 
     @property
     def size(self) -> int:
@@ -130,21 +131,25 @@ def flatten(sequences: Sequence[Sequence[int]]) -> Ragged:
 
 
 @functools.lru_cache(maxsize=8)
-def _processor(path: str, extra_ids: int) -> sentencepiece.SentencePieceProcessor:
+def _processor(path: str, extra_ids: int) -> tuple[sentencepiece.SentencePieceProcessor, int]:
+    """The model with so many extra ids, and how many of them were added to its own."""
     where = Path(path).expanduser()
     if not where.is_file():
         found = "is a folder" if where.is_dir() else "does not exist"
         raise UserError(f"The vocabulary {path} {found}; expected a sentencepiece model such as T5's spiece.model.")
-    # A serialised protocol buffer grows by concatenation, so the extra ids are appended as further pieces.
-    extra = b"".join(_user_defined_piece(f"▁<extra_id_{i}>") for i in reversed(range(extra_ids)))
     processor = sentencepiece.SentencePieceProcessor()
     model = where.read_bytes()
     try:
         if not model:
             raise RuntimeError("the file is empty")
-        processor.LoadFromSerializedProto(model + extra)
-        if processor.get_piece_size() <= extra_ids:
+        processor.LoadFromSerializedProto(model)
+        if processor.get_piece_size() == 0:
             raise RuntimeError("it holds no pieces")
+        if processor.piece_to_id(EXTRA_ID.format(0)) != processor.unk_id():
+            extra_ids = 0
+        # A serialised protocol buffer grows by concatenation, so the extra ids are appended as further pieces.
+        extra = b"".join(_user_defined_piece(EXTRA_ID.format(i)) for i in reversed(range(extra_ids)))
+        processor.LoadFromSerializedProto(model + extra)
     except RuntimeError as error:
         raise UserError(f"{path} is not a sentencepiece model ({len(model):,} bytes): {error}") from None
     if (processor.pad_id(), processor.eos_id()) != (PAD_ID, EOS_ID):
@@ -152,7 +157,7 @@ def _processor(path: str, extra_ids: int) -> sentencepiece.SentencePieceProcesso
             f"{path} has padding id {processor.pad_id()} and end-of-sequence id {processor.eos_id()}; "
             f"a T5 vocabulary has {PAD_ID} and {EOS_ID}."
         )
-    return processor
+    return processor, extra_ids
 
 
 def _user_defined_piece(piece: str) -> bytes:

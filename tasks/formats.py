@@ -22,17 +22,21 @@ def on_batches(step: Callable[[Fields], Fields]) -> Preprocessor:
     return mapped
 
 
-def named(example: Fields, fields: Sequence[str]) -> tf.Tensor:
-    """`name: text name: text ...`, the papers' way of putting several fields into one text."""
-    return tf.strings.join([tf.strings.join([f"{f}: ", example[f]]) for f in fields], " ")
+def named(example: Fields, fields: Sequence[str] | Mapping[str, str]) -> tf.Tensor:
+    """`name: text name: text ...`, the papers' way of putting several fields into one text.
+
+    A mapping goes from the name in the text to that of the field.
+    """
+    source = fields if isinstance(fields, Mapping) else {field: field for field in fields}
+    return tf.strings.join([tf.strings.join([f"{name}: ", example[field]]) for name, field in source.items()], " ")
 
 
 def label_text(label: tf.Tensor, labels: Sequence[str]) -> tf.Tensor:
     return tf.where(label < 0, UNKNOWN, tf.gather(tf.constant(labels), tf.maximum(label, 0)))
 
 
-def classify(fields: Sequence[str], labels: Sequence[str]) -> Preprocessor:
-    """Inputs name the fields in the order given; targets are the label's text."""
+def classify(fields: Sequence[str] | Mapping[str, str], labels: Sequence[str]) -> Preprocessor:
+    """Inputs name the fields in the order given, as `named` does; targets are the label's text."""
 
     @on_batches
     def classify(example):

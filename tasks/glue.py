@@ -6,6 +6,7 @@ TFDS makes version 2.0.0 now; 1.0.0, of the papers, differs from it in where QQP
 from collections.abc import Sequence
 from pathlib import Path
 
+import seqio
 import tensorflow as tf
 
 from prompt_tuning import metrics
@@ -146,7 +147,7 @@ def mnli() -> None:
     """Does the hypothesis follow from the premise, contradict it, or neither?
 
     `glue_mnli` validates on the matched genres and has the others as `validation_mismatched`; `glue_mnli_matched` and
-    `glue_mnli_mismatched` have no training split.
+    `glue_mnli_mismatched` have no training split; the mixture `glue_mnli_and_dev` shows both, and goes by the first.
 
     inputs:  hypothesis: Product and geography are what make cream skimming work. premise: Conceptually cream skimming
              has two basic dimensions - product and geography.
@@ -259,6 +260,8 @@ def ax() -> None:
 
 for register in (cola, sst2, mrpc, qqp, stsb, mnli, qnli, rte, wnli, ax):
     register()
+for end in ("", "_prefixed"):
+    seqio.MixtureRegistry.add(f"glue_mnli_and_dev{end}", [f"glue_mnli{end}", f"glue_mnli_mismatched{end}"], 1.0)
 
 # glue: the eight tasks by size; glue_equal: alike.
 add_mixtures("glue", SIZES)

@@ -9,7 +9,7 @@ import seqio
 from tasks import answers, formats
 
 # Read only when a task is used as it is registered, without the vocabulary of a base.
-T5_VOCABULARY = seqio.SentencePieceVocabulary("gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model", 100)
+T5_VOCABULARY = seqio.SentencePieceVocabulary("gs://t5-data/vocabs/cc_all.32000.100extra/sentencepiece.model")
 FEATURES = {name: seqio.Feature(T5_VOCABULARY, add_eos=True) for name in ("inputs", "targets")}
 
 

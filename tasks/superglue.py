@@ -312,14 +312,15 @@ def dpr() -> None:
 
 
 def diagnostics() -> None:
-    """AX-b and AX-g, which test RTE's answers on constructed sentences and on gendered pronouns.
+    """AX-b and AX-g, which ask what RTE asks of constructed sentences and of gendered pronouns.
 
-    inputs:  sentence1: The cat sat on the mat. sentence2: The cat did not sit on the mat.
+    inputs:  hypothesis: The cat did not sit on the mat. premise: The cat sat on the mat.
     targets: not_entailment
     """
+    as_rte = ("hypothesis", "premise")
     for name, fields, metric in (
-        ("axb", ("sentence1", "sentence2"), metrics.matthews),
-        ("axg", ("hypothesis", "premise"), metrics.accuracy),
+        ("axb", ("sentence2", "sentence1"), metrics.matthews),
+        ("axg", as_rte, metrics.accuracy),
     ):
         folder = {"axb": "AX-b", "axg": "AX-g"}[name]
         read = text_fields(fields, ENTAILMENT)
@@ -328,7 +329,7 @@ def diagnostics() -> None:
         add(
             {"axb": "superglue_axb", "axg": "superglue_axg"}[name],
             Source(f"super_glue/{name}:1.0.2", {"test": "test"}, official),
-            formats.classify(fields, ENTAILMENT),
+            formats.classify(dict(zip(as_rte, fields, strict=True)), ENTAILMENT),
             [metric],
             labels=ENTAILMENT,
             prefix="rte",

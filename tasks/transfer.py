@@ -1,42 +1,31 @@
 """Paraphrase, zero-shot: train on Quora's questions, evaluate on news sentences, and the other way round (Table 2).
 
-A prompt for QQP answers "duplicate" where MRPC asks for "equivalent", so predictions are translated before they count.
+A prompt for QQP answers "duplicate" where MRPC asks for "equivalent": the set that was not trained on asks in the words
+of the one that was, so that they have the same labels to rank and a written answer counts as well.
 """
-
-from collections.abc import Callable, Sequence
-from typing import Any
 
 import seqio
 
 from prompt_tuning import metrics
-from tasks import answers, formats, glue
+from tasks import formats, glue
 from tasks.registry import add
 
 __all__ = ["glue"]  # whose tasks are trained on
-
-
-def translated(old: str, new: str) -> Callable[..., int]:
-    """The label's place, after `old` in a prediction was replaced by `new`."""
-
-    def label_id(text: str, label_classes: Sequence[str], is_target: bool = False, **unused: Any) -> int:
-        return answers.label_id(text if is_target else text.replace(old, new), label_classes)
-
-    return label_id
 
 
 def mrpc_from_qqp() -> None:
     """MRPC's validation set for a prompt of QQP; the mixture `glue_mrpc_from_qqp` trains on QQP.
 
     inputs:  sentence1: Amrozi accused his brother ... sentence2: Referring to him as only " the witness " ...
-    targets: equivalent   (where the prompt says: duplicate)
+    targets: duplicate   (MRPC: equivalent)
     """
+    fields, labels = ("sentence1", "sentence2"), ("not_duplicate", "duplicate")
     add(
         "glue_mrpc_by_qqp",
         seqio.TaskRegistry.get("glue_mrpc").source.only("validation"),
-        formats.classify(("sentence1", "sentence2"), ("not_equivalent", "equivalent")),
+        formats.classify(fields, labels),
         [metrics.f1, metrics.accuracy],
-        labels=("not_equivalent", "equivalent"),
-        postprocess=translated("duplicate", "equivalent"),
+        labels=labels,
         prefix="mrpc",
     )
 
@@ -45,15 +34,15 @@ def qqp_from_mrpc() -> None:
     """QQP's validation set for a prompt of MRPC; the mixture `glue_qqp_from_mrpc` trains on MRPC.
 
     inputs:  question1: How is the life of a math student? question2: Which level of preparation is enough for ...?
-    targets: not_duplicate   (where the prompt says: not_equivalent)
+    targets: not_equivalent   (QQP: not_duplicate)
     """
+    fields, labels = ("question1", "question2"), ("not_equivalent", "equivalent")
     add(
         "glue_qqp_by_mrpc",
         seqio.TaskRegistry.get("glue_qqp").source.only("validation"),
-        formats.classify(("question1", "question2"), ("not_duplicate", "duplicate")),
+        formats.classify(fields, labels),
         [metrics.f1, metrics.accuracy],
-        labels=("not_duplicate", "duplicate"),
-        postprocess=translated("equivalent", "duplicate"),
+        labels=labels,
         prefix="qqp",
     )
 

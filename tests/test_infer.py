@@ -108,3 +108,30 @@ def test_people_at_a_terminal_see_how_far_it_is(monkeypatch, capsys):
     out, shown = capsys.readouterr()
     assert not out
     assert "answering" in shown
+
+
+@dataclasses.dataclass
+class Scored:
+    """A task whose metrics are known."""
+
+    name: str
+    splits: tuple[str, ...]
+    metrics: dict[str, float]
+
+    def score(self, examples, predictions):
+        return self.metrics
+
+
+def test_steps_are_compared_by_the_tasks_that_are_trained_on_each_counting_alike():
+    both = ("train", "validation")
+    tasks = [
+        Scored("cb", both, {"f1": 10.0, "accuracy": 30.0}),
+        Scored("rte", both, {"accuracy": 90.0}),
+        Scored("zero_shot", ("validation",), {"accuracy": 0.0}),
+    ]
+    score = lambda tasks: infer.score([(task, None) for task in tasks], [[] for _ in tasks])
+    found = score(tasks)
+    assert found["cb/f1"] == 10 and found["zero_shot/accuracy"] == 0
+    assert infer.mean_metric(found) == found["mean_of_tasks"] == 55
+    assert infer.mean_metric(score(tasks[:1])) == 20 and score(tasks[:1]).keys() == {"f1", "accuracy"}
+    assert infer.mean_metric(score([tasks[2], tasks[2]])) == 0, "where nothing is trained, all count"

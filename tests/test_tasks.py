@@ -77,7 +77,7 @@ REFERENCE = [
     "taskless_super_glue_boolq_v102_examples", "taskless_super_glue_axb_v102", "super_glue_record_v102_examples",
     "taskless_super_glue_wsc_and_dev_v102_simple_examples", "taskless_dpr_v001_simple_examples",
     "mt5_taskless_glue_sst2_v200_examples", "taskless_glue_mnli_and_dev_v002_examples", "glue_stsb_v002",
-    "squad_v010_allanswers_examples", "mrqa_bio_asq_v100_examples", "squad_to_mrqa_examples",
+    "squad_v010_allanswers_examples", "mrqa_bio_asq_v100_examples", "squad_to_mrqa_examples", "squad_to_drop_examples",
     "taskless_glue_mrpc_from_qqp_zeroshot_v002_examples", "taskless_glue_qqp_from_mrpc_v002", "xsum_v110_examples",
     "cnn_dailymail_v310_examples", "spot_glue_mnli_and_dev_v200", "spot_glue_qnli_v200", "spot_mrqa_hotpot_qa_v100",
     "spot_anli_r2_v010", "spot_doc_nli_v100", "spot_snli_v110", "spot_aeslc_v100", "spot_newsroom_v100",
@@ -106,6 +106,8 @@ def texts(name, example, letters):
 
 
 FORMATS = [
+    ("superglue_axb", {"sentence1": "It is.", "sentence2": "Is it?", "label": 1, "idx": 0},
+     ("hypothesis: Is it? premise: It is.", "not_entailment")),
     ("superglue_boolq_prefixed", {"question": "is it", "passage": "P -- text", "label": 1, "idx": 0},
      ("boolq passage: P -- text question: is it", "True")),
     ("superglue_cb", {"premise": "p", "hypothesis": "h", "label": 2, "idx": 0},
@@ -208,13 +210,20 @@ def test_a_referent_matches_by_its_words(prediction, verdict):
     assert referent(prediction, example, is_target=True) == 1
 
 
-def test_a_paraphrase_prompt_is_understood_in_the_other_tasks_words(letters):
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("glue_mrpc_from_qqp", ("not_duplicate", "duplicate")),
+        ("glue_qqp_from_mrpc", ("not_equivalent", "equivalent")),
+    ],
+)
+def test_a_paraphrase_prompt_is_asked_the_other_task_in_its_own_words(name, labels, letters):
     with tfds.testing.mock_data(num_examples=4):
-        task = open_mixture("glue_mrpc_from_qqp", letters).tasks[0]
-        examples = task.load("validation")
-        truth = [t["targets_pretokenized"] for t in examples.texts]
-        assert task.name == "glue_mrpc_by_qqp"
-        assert task.score(examples, [t.replace("equivalent", "duplicate") for t in truth])["accuracy"] == 100
+        trained, asked = sorted(open_mixture(name, letters).tasks, key=lambda task: "train" not in task.splits)
+        examples = asked.load("validation")
+    assert (trained.labels, asked.labels, asked.splits) == (labels, labels, ("validation",))
+    truth = [t["targets_pretokenized"] for t in examples.texts]
+    assert set(truth) <= set(labels) and asked.score(examples, truth)["accuracy"] == 100
 
 
 # ---------------------------------------------------------------- official files

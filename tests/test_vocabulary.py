@@ -60,6 +60,17 @@ def test_extra_ids_count_backwards_from_the_end(tiny):
     assert tiny.decode([tiny.size - 1]) == "<extra_id_0>"
 
 
+def test_a_model_that_has_its_extra_ids_gets_no_others(tiny, tmp_path):
+    """Such are T5X's `cc_all.32000.100extra` and mT5's own."""
+    import seqio
+
+    tiny.save(tmp_path / "with_extra.model")
+    whole = Vocabulary(tmp_path / "with_extra.model", extra_ids=10)
+    assert (whole.size, whole.extra_ids) == (tiny.size, 0)
+    assert whole.encode("a good <extra_id_3> film") == tiny.encode("a good <extra_id_3> film")
+    assert seqio.SentencePieceVocabulary(whole.path, whole.extra_ids).vocab_size == tiny.size
+
+
 def test_decoding_stops_at_eos_and_drops_padding(tiny):
     ids = tiny.encode("a good film")
     assert tiny.decode([0, *ids, 0, 1, *ids]) == "a good film"

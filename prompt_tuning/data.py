@@ -141,6 +141,10 @@ class SeqioTask:
     def labels(self) -> tuple[str, ...]:
         return _labels(self.task)
 
+    @property
+    def scored(self) -> bool:
+        return bool(self.task.predict_metric_fns)
+
     def load(self, split: str) -> Examples:
         """All examples of a split, unshuffled, cut to the lengths; of `train[:1000]` the first thousand.
 
@@ -237,7 +241,7 @@ class SeqioTask:
         """
         if len(predictions) != len(examples):
             raise UserError(f"{len(predictions)} predictions for the {len(examples)} examples of {self.name}.")
-        if not self.task.predict_metric_fns:
+        if not self.scored:
             raise UserError(f"Task {self.name} has no metric_fns of (targets, predictions), so it cannot be scored.")
         shown = [fields.as_seqio(text) for text in examples.texts]
         of = self.task.postprocess_fn

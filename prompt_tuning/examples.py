@@ -66,6 +66,11 @@ class Task(Protocol):
     @property
     def splits(self) -> tuple[str, ...]: ...
 
+    @property
+    def scored(self) -> bool:
+        """Whether it has metrics."""
+        ...
+
     def load(self, split: str) -> Examples:
         """All examples of a split, in the split's own order."""
         ...

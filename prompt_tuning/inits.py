@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from prompt_tuning import prompt_file
+from prompt_tuning import kinds, prompt_file
 from prompt_tuning.errors import UserError
 from prompt_tuning.vocabulary import Vocabulary
 
@@ -34,7 +34,7 @@ class Start:
         if len(ids) == 0 or self.vocabulary.unk_id in ids:
             raise UserError(
                 f"The vocabulary {self.vocabulary.path} cannot spell the label or text {text!r}"
-                f" (pieces: {[self.vocabulary.piece(int(i)) for i in ids]}). Choose other words in CLASS_LABELS."
+                f" (pieces: {[self.vocabulary.piece(int(i)) for i in ids]}). Choose other words."
             )
         return ids
 
@@ -65,14 +65,22 @@ def sampled_vocabulary(start: Start, population: int = 5000, *, rng: Array) -> V
 
 
 @gin.configurable
-def class_labels(start: Start, fallback: Init = sampled_vocabulary, *, rng: Array) -> Vectors:
-    """One vector a label, the mean of its pieces' embeddings, in label order; the rest is `fallback`'s."""
-    if not start.labels:
+def class_labels(
+    start: Start, words: Sequence[str] | None = None, fallback: Init = sampled_vocabulary, *, rng: Array
+) -> Vectors:
+    """One vector a label, the mean of its pieces' embeddings, in label order; the rest is `fallback`'s.
+
+    `words` stand for the labels where others are to start from, or where the answer is free text.
+    """
+    kinds.check(kinds.TEXTS, True, **{"class_labels.words": words})
+    chosen = start.labels if words is None else words
+    if not chosen:
         raise UserError(
             "The class-label init needs labels, and this task's answers are free text."
-            " Type --gin.CLASS_LABELS=\"['yes', 'no']\" or choose another PROMPT_INIT, such as @sampled_vocabulary."
+            " Type --gin.class_labels.words=\"['yes', 'no']\" to start from these words, or choose another PROMPT_INIT,"
+            " such as @sampled_vocabulary. (CLASS_LABELS are the answers that a task ranks.)"
         )
-    vectors = [start.embed(start.pieces(label)).mean(axis=0) for label in start.labels][: start.length]
+    vectors = [start.embed(start.pieces(label)).mean(axis=0) for label in chosen][: start.length]
     prompt = np.array(fallback(start, rng=rng))
     prompt[: len(vectors)] = vectors
     return prompt

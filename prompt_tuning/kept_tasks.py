@@ -61,10 +61,8 @@ def open_mixture(
         told = _told(real(), module, data_dir, started)
         if told is None or not _write(place / MANIFEST, json.dumps(_sealed(told)).encode()):
             return real()
-    tasks = [
-        KeptTask(t["name"], tuple(t["labels"]), tuple(t["splits"]), lengths["targets"], place, told["made_from"], real)
-        for t in told["tasks"]
-    ]
+    of_all = lengths["targets"], place, told["made_from"], real
+    tasks = [KeptTask(t["name"], tuple(t["labels"]), tuple(t["splits"]), t["scored"], *of_all) for t in told["tasks"]]
     return Mixture(told["name"], tuple(tasks), tuple(told["rates"]))
 
 
@@ -75,6 +73,7 @@ class KeptTask:
     name: str
     labels: tuple[str, ...]
     splits: tuple[str, ...]
+    scored: bool
     limit: int  # of a target's tokens
     place: Path
     made_from: Mapping[str, Any]
@@ -146,7 +145,9 @@ def _told(mixture: Mixture, module: str | None, data_dir: str | None, started: f
     record = made_from.record(module, paths, started)
     if record is None:
         return None
-    about = [{"name": t.name, "labels": list(t.labels), "splits": list(t.splits)} for t in mixture.tasks]
+    about = [
+        {"name": t.name, "labels": list(t.labels), "splits": list(t.splits), "scored": t.scored} for t in mixture.tasks
+    ]
     return {"name": mixture.name, "rates": list(mixture.rates), "tasks": about, "made_from": record}
 
 

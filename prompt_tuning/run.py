@@ -237,7 +237,20 @@ def open_run(run: Run) -> Opened:
         given = {*(row.get("name") for row in run.slots or ()), *(run.grid or {}).get("name", ())}
         called = lambda slot: slots.file_name(slot.name.replace("prompt", mixtures[slot.task].name, 1)).lstrip("_")
         wanted = tuple(s if s.name in given else dataclasses.replace(s, name=called(s)) for s in wanted)
+    for slot in wanted:
+        _check_labels(slot, mixtures[slot.task])
     if run.scan_layers:
         base = dataclasses.replace(base, params=scan.stacked(base.params))
     jax.block_until_ready(base.params)
     return Opened(run, base, vocabulary, mesh, wanted, tuple(mixtures[slot.task] for slot in wanted))
+
+
+def _check_labels(slot: Slot, mixture: Mixture) -> None:
+    """Raises UserError for a slot that ranks other answers than its tasks ask for."""
+    for task in mixture.tasks:
+        if slot.labels and (never := [label for label in task.labels if label not in slot.labels]):
+            raise UserError(
+                f"{slot.name} ranks {', '.join(slot.labels)}, but {task.name} asks for {', '.join(never)} too, which it"
+                " could never answer. CLASS_LABELS are the answers to choose from; to start a prompt from other words,"
+                " type --gin.class_labels.words=\"['...']\"."
+            )

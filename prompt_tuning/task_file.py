@@ -73,6 +73,10 @@ class FileTask:
         return tuple(s for s in SPLITS if s in self.settings)
 
     @property
+    def scored(self) -> bool:
+        return True
+
+    @property
     def labels(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys(self._answers.values()))
 

@@ -61,7 +61,7 @@ def _train(run: Run, stop: Stop) -> Result:
     watched = lambda batches, total: bar(stop.leaving(batches), total)
     opened = dataclasses.replace(open_run(run), progress=watched)
     slots.check_file_names(opened.slots)
-    optimizer, feed, evaluate = way.optimizer(opened), way.feed(opened), way.evaluator(opened)
+    optimizer, evaluate, feed = way.optimizer(opened), way.evaluator(opened), way.feed(opened)
     state, frozen = first_state(opened, optimizer)
     best = Best.none(way.kept(state.trainable), len(opened.slots))
     identity = Identity(opened.base.digest, _settings(opened) | {"training examples": feed.digest})

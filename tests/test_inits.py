@@ -72,8 +72,18 @@ def test_a_prompt_from_a_file_comes_back_to_the_bit(tmp_path, kind):
 
 
 def test_class_labels_without_labels_says_what_to_type(vocabulary):
-    with pytest.raises(UserError, match="CLASS_LABELS"):
+    with pytest.raises(UserError, match=r"class_labels\.words"):
         inits.class_labels(start(vocabulary=vocabulary), rng=RNG)
+    with pytest.raises(UserError, match="a list of texts"):
+        inits.class_labels(start(vocabulary=vocabulary), words="yes", rng=RNG)
+
+
+def test_words_to_start_from_stand_for_the_labels(vocabulary):
+    words = ["fine", "film"]
+    expected = inits.class_labels(start(vocabulary=vocabulary, labels=words), rng=RNG)
+    for labels in ((), ("yes", "no")):
+        found = inits.class_labels(start(vocabulary=vocabulary, labels=labels), words=words, rng=RNG)
+        np.testing.assert_array_equal(found, expected)
 
 
 def test_a_slots_start_does_not_depend_on_its_neighbours(vocabulary):

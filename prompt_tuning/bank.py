@@ -73,6 +73,8 @@ class Bank:
         """
         slots, length, features = self.vectors.shape
         own_length, width = prompt.vectors.shape
+        if not np.isfinite(prompt.vectors).all():
+            raise UserError(f"The prompt {name} holds numbers that are not finite, which would reach its neighbours.")
         if width != features:
             raise UserError(f"The prompt {name} is {width} wide and the base {features}: choose the base it was tuned on.")  # fmt: skip # noqa: E501
         if own_length > length:

@@ -69,7 +69,9 @@ class TrainingData(Feed):
         self.sets = [[loaded[id(task)] for task, _ in _drawn(mixture)] for mixture in opened.mixtures]
         for sets, slot in zip(self.sets, opened.slots, strict=True):
             if not any(len(examples) for examples in sets):
-                raise UserError(f"{slot.name}: its training split is empty.")
+                raise UserError(
+                    f"{slot.name}: nothing to train on: it has no task with a train split and a rate above 0."
+                )
         self.orders = [
             Order([len(e) for e in sets], [rate for _, rate in _drawn(mixture)], slot.seed)
             for sets, mixture, slot in zip(self.sets, opened.mixtures, opened.slots, strict=True)

@@ -206,11 +206,16 @@ def _digest(tree: Any) -> str | None:
     return total.hexdigest()
 
 
-def changes(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Which settings differ, in words, of those that both versions write down."""
-    return [
-        f"{key} was {old[key]} and is {new[key]}" for key in sorted(old.keys() & new.keys()) if old[key] != new[key]
-    ]
+def changes(old: dict[str, Any], new: dict[str, Any], of: str = "") -> list[str]:
+    """Which settings differ, in words, of those that both versions write down; `of` is where they stand."""
+    found: list[str] = []
+    for key in sorted(key for key in old.keys() & new.keys() if old[key] != new[key]):
+        was, now = old[key], new[key]
+        inside = changes(was, now, f"{of}{key}: ") if isinstance(was, dict) and isinstance(now, dict) else []
+        if key == "slots" and len(was) == len(now):
+            inside = [words for a, b in zip(was, now, strict=True) for words in changes(a, b, f"{a.get('name')}: ")]
+        found += inside or [f"{of}{key} was {was} and is {now}"]
+    return found
 
 
 def _refuse_other(folder: Path, saved: dict[str, Any], wanted: dict[str, Any]) -> None:

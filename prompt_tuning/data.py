@@ -6,7 +6,7 @@ A task keeps its own preprocessors, postprocessor and metrics. Only the vocabula
 import contextlib
 import dataclasses
 import importlib
-import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -16,10 +16,11 @@ import numpy as np
 
 from prompt_tuning import fields, made_from, quiet
 from prompt_tuning.errors import UserError, nearest
-from prompt_tuning.examples import LENGTHS, Examples, Mixture, Ragged
+from prompt_tuning.examples import LENGTHS, Examples, Mixture, Ragged, part_of
 from prompt_tuning.vocabulary import Vocabulary, flatten, warn_of_cut
 
 READ_BATCH = 1024  # examples handed from TensorFlow to numpy at a time
+HIDDEN = "<unk>"  # the target of an example whose label is kept back, as in the test sets of GLUE
 SHUFFLED = 10_000  # examples of a stream that are shuffled among one another
 
 with quiet.imports():
@@ -58,6 +59,13 @@ def open_mixture(
     if data_dir is not None and not Path(data_dir).expanduser().is_dir():
         raise UserError(f"DATA_DIR {data_dir} is not a folder; give the folder that holds superglue/ and glue/.")
     tasks = {t.name: _bind(t, vocabulary, data_dir) for t in seqio.get_subtasks(provider)}
+    for task in tasks.values():
+        if left_out := [getattr(metric, "__name__", str(metric)) for metric in task.score_metric_fns]:
+            warnings.warn(
+                f"{', '.join(left_out)} of task {task.name}: metrics of (targets, scores) are left out; those of "
+                "(targets, predictions) are computed.",
+                stacklevel=2,
+            )
     members: tuple[Any, ...] = tuple(SeqioTask(t, vocabulary, lengths) for t in tasks.values())
     for member in members:
         vocabulary.check_labels(member.labels, lengths["targets"], member.name)
@@ -162,14 +170,7 @@ class SeqioTask:
         return self.load(split).texts if head is None else self._texts(head, *self._place(split))
 
     def _place(self, split: str) -> tuple[str, int | None]:
-        match = re.fullmatch(r"(\w+)(?:\[:(\d+)\])?", split)
-        name = match[1] if match else split
-        if name not in self.splits:
-            raise UserError(
-                f"Task {self.name} has no split {split!r} in {self.task.source}; it has "
-                f"{', '.join(self.splits) or 'none'}.{nearest(split, self.splits)}"
-            )
-        return name, int(match[2]) if match and match[2] else None
+        return part_of(split, self.splits, self.name, self.task.source)
 
     def _load(self, split: str, count: int | None) -> Examples:
         head, keep_eos = _before_tokenizer(self.task)
@@ -188,9 +189,20 @@ class SeqioTask:
             }
         if not texts:
             raise UserError(f"The split {split!r} of {self.name} holds no examples in {self.task.source}.")
+        self._check_answers(split, texts)
         (inputs, cut), (targets, lost) = tokens["inputs"], tokens["targets"]
         warn_of_cut(lost, len(texts), f"{self.name}, {split},", self.lengths["targets"])
         return Examples(self.name, split, inputs, targets, texts, cut, lost)
+
+    def _check_answers(self, split: str, texts: Sequence[Mapping[str, Any]]) -> None:
+        """Raises UserError for a target that is none of the labels: no answer to it could be right."""
+        known = {*self.labels, HIDDEN}
+        for i, target in enumerate(text["targets_pretokenized"] for text in texts if self.labels):
+            if target not in known:
+                raise UserError(
+                    f"Example {i + 1} of {self.name}, {split}, has the target {target!r}; the label_classes of its"
+                    f" postprocessor are {', '.join(map(repr, self.labels))}.{nearest(target, self.labels)}"
+                )
 
     def _texts(self, head: list[Any], split: str, count: int | None) -> list[dict[str, Any]]:
         """The examples behind the preprocessors `head`, which end before the tokenizer."""
@@ -251,7 +263,13 @@ class SeqioTask:
         guesses = [of(p, example=f, is_target=False) for p, f in zip(predictions, shown, strict=True)]
         scores: dict[str, float] = {}
         for metric in self.task.predict_metric_fns:
-            scores.update(fields.numbers(metric(targets, guesses)))
+            found = metric(targets, guesses)
+            if not isinstance(found, Mapping):
+                called = getattr(metric, "__name__", "metric")
+                raise UserError(
+                    f"{called} of task {self.name} gave {found!r:.40}; a metric gives a table from names to numbers."
+                )
+            scores.update(fields.numbers(found))
         return scores
 
 
@@ -282,8 +300,8 @@ def _find(name: str, modules: Sequence[ModuleType]) -> seqio.Task | seqio.Mixtur
             return seqio.get_mixture_or_task(candidate)
     raise UserError(
         f"No task or mixture is called {name!r} in {', '.join(m.__name__ for m in modules)}."
-        f"{nearest(name, [*tasks, *mixtures])} `prompt-tuning data list` shows them all; give the module that "
-        "registers another one as MIXTURE_OR_TASK_MODULE."
+        f"{nearest(name, [*tasks, *mixtures])} `prompt-tuning data list` shows them all; one of your own needs "
+        "--gin.TASK_FILE=FILE.toml, or --gin.MIXTURE_OR_TASK_MODULE=NAME of the module that registers it."
     )
 
 
@@ -311,16 +329,25 @@ def _rates(mixture: seqio.Mixture, tasks: Mapping[str, seqio.Task]) -> dict[str,
     rates: dict[str, float] = {}
     for name, rate in mixture.rate_per_task_name.items():
         if name in tasks:
-            trains = "train" in tasks[name].splits
-            rates[name] = rates.get(name, 0.0) + (
-                float(rate(tasks[name]) if callable(rate) else rate) if trains else 0.0
-            )
+            if "train" in tasks[name].splits:
+                rates[name] = rates.get(name, 0.0) + _rate(mixture.name, name, rate, tasks[name])
             continue
         inner = _rates(seqio.MixtureRegistry.get(name), tasks)
         total = sum(inner.values()) or 1.0
         for task, share in inner.items():
-            rates[task] = rates.get(task, 0.0) + float(rate) * share / total
+            rates[task] = rates.get(task, 0.0) + _rate(mixture.name, name, rate, None) * share / total
     return rates
+
+
+def _rate(mixture: str, name: str, rate: Any, task: seqio.Task | None) -> float:
+    """A member's rate as a number; `task` is None for a mixture inside."""
+    try:
+        return float(rate(task) if callable(rate) and task else rate)
+    except Exception as error:  # of a function that is the user's
+        raise UserError(
+            f"The rate of {name} in the mixture {mixture} is no number ({error!r:.100}). Register one; for one by size,"
+            " a source knows its num_input_examples."
+        ) from error
 
 
 def _before_tokenizer(task: seqio.Task) -> tuple[list[Any] | None, bool]:

@@ -162,6 +162,7 @@ def _named(files: Sequence[str]) -> dict[str, Prompt]:
 def _inside(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
+    prompt_file.refuse_adapter(path)
     folder = path / "prompts" if (path / "prompts").is_dir() else path  # a run's folder, or the one inside it
     found = sorted(folder.glob("*.safetensors"))
     if not found:
@@ -170,7 +171,7 @@ def _inside(path: Path) -> list[Path]:
 
 
 def _slots_for(run: Run, prompts: dict[str, Prompt]) -> Run:
-    """The run with a slot for each prompt, of the configured task, or where none is, of its card's."""
+    """The run with a slot for each prompt, of the configured task and base, or where none is, of its card's."""
     configured = run.data.task_file or Slot().task
     rows = []
     for name, prompt in prompts.items():
@@ -181,4 +182,5 @@ def _slots_for(run: Run, prompts: dict[str, Prompt]) -> Run:
         if card.task and not configured:
             row["task"] = card.task
         rows.append(row)
-    return dataclasses.replace(run, slots=rows, grid=None)
+    base = run.frozen.path or next((prompt.card.base for prompt in prompts.values() if prompt.card.base), None)
+    return dataclasses.replace(run, slots=rows, grid=None, frozen=dataclasses.replace(run.frozen, path=base))

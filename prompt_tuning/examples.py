@@ -1,10 +1,13 @@
 """Tokenised examples on the host, as every room below the data room sees them (numpy only)."""
 
 import dataclasses
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
+
+from prompt_tuning.errors import UserError, nearest
 
 LENGTHS = {"inputs": 512, "targets": 62}  # tokens at most, EOS included: T5's for SuperGLUE
 
@@ -78,6 +81,20 @@ class Task(Protocol):
     def score(self, examples: Examples, predictions: Sequence[str]) -> dict[str, float]:
         """The task's metrics, in percent, of one predicted text for every example."""
         ...
+
+
+def part_of(split: str, splits: Sequence[str], task: str, place: Any) -> tuple[str, int | None]:
+    """The split that is meant by `train` or `train[:1000]`, and how many of its first examples; None: all.
+
+    Raises UserError if it is none of `splits`, which are those of a `task` at a `place`.
+    """
+    match = re.fullmatch(r"(\w+)(?:\[:(\d+)\])?", split)
+    name = match[1] if match else split
+    if name in splits:
+        return name, int(match[2]) if match and match[2] else None
+    there = ", ".join(splits) or "none"
+    instead = ' To go by examples trained on, type --gin.EVAL_SPLIT="train[:200]".' if "train" in splits else ""
+    raise UserError(f"Task {task} has no split {split!r} in {place}; it has {there}.{nearest(split, splits)}{instead}")
 
 
 @dataclasses.dataclass(frozen=True)

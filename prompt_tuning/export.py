@@ -28,7 +28,10 @@ def export(source: str | Path, format: str, out: str | Path) -> Path:
     if format not in FORMATS:
         near = nearest(format, FORMATS)
         raise UserError(f"There is no prompt format {format!r}, only {', '.join(FORMATS)}.{near}")
-    return FORMATS[format](load(source), Path(out).expanduser())
+    place = Path(out).expanduser()
+    if format not in FILES and place.suffix in FILES.values():
+        raise UserError(f"{out} is the name of a file, and {format} is a folder. Give the name of one.")
+    return FORMATS[format](load(source), place)
 
 
 def load(path: str | Path) -> Prompt:
@@ -190,6 +193,7 @@ def _load_t5x(folder: Path) -> Prompt:
     return Prompt(vectors, prompt_file.Card(step=t5x_checkpoint.step_of(state)))
 
 
+FILES = {"npy": ".npy", "safetensors": ".safetensors"}  # the other formats are folders
 FORMATS: dict[str, Callable[[Prompt, Path], Path]] = {
     "npy": _write_npy,
     "safetensors": _write_safetensors,

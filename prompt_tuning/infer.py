@@ -1,5 +1,6 @@
 """Predictions of a frozen T5 behind prompts: rank the labels or decode; many slots and tasks in one batch."""
 
+import collections
 import dataclasses
 import functools
 import math
@@ -66,11 +67,16 @@ class Answerer:
         return question.labels or self.labels[question.slot]
 
     def items(self, questions: Sequence[Question], ranking: bool) -> list[layout.Item]:
-        """Questions as the layout wants them, with their labels as targets when `ranking`."""
+        """Questions as the layout wants them, with their labels as targets when `ranking`.
+
+        They are numbered within their slot: what is drawn for one does not depend on the other slots.
+        """
+        asked: collections.Counter[int] = collections.Counter()
         spelled = {labels: self._spelled(labels) for labels in {self.labels_of(q) for q in questions} if ranking}
         made = []
-        for number, question in enumerate(questions):
-            slot = self.slots[question.slot]
+        for question in questions:
+            slot, number = self.slots[question.slot], asked[question.slot]
+            asked[question.slot] += 1
             targets = spelled[self.labels_of(question)] if ranking else []
             made.append(layout.Item(question.inputs, targets, question.slot, number, slot.length, slot.placement))
         return made

@@ -8,19 +8,19 @@ import io
 import json
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
-from prompt_tuning import device, infer, layout, prompt_file
+from prompt_tuning import device, infer, kinds, layout, prompt_file
 from prompt_tuning.bank import Bank, Entry, name_of
 from prompt_tuning.base import Base, load_base
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import LENGTHS
 from prompt_tuning.progress import bar
-from prompt_tuning.records import lines, parsed
+from prompt_tuning.records import FORMATS, lines, parsed, read_records
 from prompt_tuning.slots import Slot
 from prompt_tuning.split import Params
 from prompt_tuning.step import Model
@@ -81,6 +81,8 @@ class PromptTuned:
     ) -> "PromptTuned":  # fmt: skip
         """Loads a prompt, or several, and their base; `base` and `labels` default to what the prompts' cards say."""
         given = [prompt] if isinstance(prompt, str | Path | prompt_file.Prompt) else list(prompt)
+        if not given:
+            raise UserError("There is no prompt to load. Give the path of one, or a list of paths.")
         loaded = [_loaded(one) for one in given]
         path = base or next((one.card.base for one, _ in loaded if one.card.base), "")
         if not path:
@@ -98,6 +100,7 @@ class PromptTuned:
         batch_size: int = 64, shape: layout.Shape | None = None, answer_length: int = LENGTHS["targets"],
     ) -> "PromptTuned":  # fmt: skip
         """A base with `slots` free slots for prompts of up to `length` vectors and `answer_length` tokens of answer."""
+        kinds.check(kinds.WHOLE, slots=slots, length=length, batch_size=batch_size, answer_length=answer_length)
         device.keep_compiled_programs(None)
         mesh = device.make_mesh()
         frozen = load_base(base, None, device.frozen_dtype(), lambda config: device.frozen_shardings(config, mesh))
@@ -144,6 +147,7 @@ class PromptTuned:
 
         Raises UserError, and changes nothing, for a prompt of another base, a name that is taken, or a full bank.
         """
+        kinds.check(kinds.TEXTS, True, labels=labels)
         loaded, known_as = _loaded(prompt)
         called = name or known_as
         ranked = tuple(loaded.card.labels if labels is None else labels)
@@ -163,15 +167,20 @@ class PromptTuned:
             self._set(self.bank.remove(name))
 
     def predict(
-        self, texts: Sequence[str], decode: bool = False, prompt: str | Sequence[str] | None = None,
+        self, texts: str | Iterable[str], decode: bool = False, prompt: str | Sequence[str] | None = None,
         content_free: Sequence[str] = (),
     ) -> list[infer.Answer]:  # fmt: skip
         """One answer a text: the likeliest label, or with `decode` (or without labels) what the model writes.
 
-        `prompt` names the prompt, or one for each text; it may be left out where only one is loaded. `content_free`
-        inputs calibrate the ranking, as `infer.rank` says.
+        `texts` are several or one. `prompt` names the prompt, or one for each text; it may be left out where only one
+        is loaded. `content_free` inputs calibrate the ranking, as `infer.rank` says.
         """
+        texts = [texts] if isinstance(texts, str) else list(texts)
         named = [prompt or self.only] * len(texts) if isinstance(prompt, str | None) else prompt
+        if len(named) != len(texts):
+            raise UserError(
+                f"{len(texts)} texts and the names of {len(named)} prompts: give one name, or one for each."
+            )
         requests = [Request(text, name, decode=decode) for text, name in zip(texts, named, strict=True)]
         return self.answer(requests, content_free)
 
@@ -206,6 +215,9 @@ class PromptTuned:
     def _question(self, bank: Bank, request: Request) -> infer.Question:
         k, entry = bank.slot_of(request.prompt), bank.entry(request.prompt)
         limit, shape = entry.input_length, self._answerer.shape
+        if not isinstance(request.text, str):
+            raise UserError(f"A text to answer is a str; found {request.text!r}.")
+        _encodable(request.text)
         if shape:
             limit = min(limit, shape.row_length - entry.slot.length)
         if request.labels:
@@ -231,6 +243,8 @@ def _loaded(prompt: Loadable) -> tuple[prompt_file.Prompt, str]:
     """A prompt and what it is called."""
     if isinstance(prompt, prompt_file.Prompt):
         return prompt, prompt.card.name or "prompt"
+    if not isinstance(prompt, str | Path):
+        raise UserError(f"A prompt is a path, or prompt_file.Prompt(vectors); found a {type(prompt).__name__}.")
     loaded = prompt_file.load(prompt)
     return loaded, name_of(prompt, loaded.card)
 
@@ -240,8 +254,10 @@ def main(options: argparse.Namespace) -> int:
     if options.text and options.input:
         raise UserError("Texts stand both on the command line and in --input: give one of them.")
     if not options.text and not options.input:
-        raise UserError("There is nothing to answer. Type texts, or --input FILE (- for standard input).")
-    asked = [(_typed(text), None) for text in options.text] or _read(options.input)
+        lists = [flag for flag in ("labels", "content_free") if getattr(options, flag)]
+        before = f" Texts stand before --{lists[0]}, which takes all that follows." if lists else ""
+        raise UserError(f"There is nothing to answer. Type texts, or --input FILE (- for standard input).{before}")
+    asked = [(_encodable(text), None) for text in options.text] or _read(options.input)
     if not asked:
         raise UserError(f"{options.input} holds no text.")
     if len(asked) > options.batch_size and not options.decode:
@@ -258,7 +274,7 @@ def main(options: argparse.Namespace) -> int:
     return 0
 
 
-def _typed(text: str) -> str:
+def _encodable(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -267,21 +283,26 @@ def _typed(text: str) -> str:
 
 
 def _read(name: str) -> list[tuple[str, str | None]]:
-    """A text a line; in .jsonl files, or lines that are JSON objects on standard input, 'text' and perhaps 'prompt'."""
+    """A text a line; where a line is a JSON object or a row of a table, its 'text', and perhaps its 'prompt'.
+
+    Such are .jsonl, .csv, .tsv and .parquet files, and standard input that opens with a brace.
+    """
     path = Path(name)
     if name != "-" and not path.is_file():
         raise UserError(f"There is no input file {name}.")
+    if path.suffix.lower() in FORMATS:
+        return [_fields(name, n, row) for n, row in read_records(path)]
     with contextlib.nullcontext(sys.stdin.buffer) if name == "-" else path.open("rb") as file:
-        numbered = list(lines(file, "standard input" if name == "-" else name))
-    json_lines = path.suffix == ".jsonl" or (name == "-" and numbered and numbered[0][1].startswith("{"))
-    return [_fields(name, n, line) if json_lines else (line, None) for n, line in numbered if line.strip()]
+        numbered = [(n, line) for n, line in lines(file, "standard input" if name == "-" else name) if line.strip()]
+    if name == "-" and numbered and numbered[0][1].startswith("{"):
+        return [_fields(name, n, parsed(line, f"standard input:{n}")) for n, line in numbered]
+    return [(line, None) for _, line in numbered]
 
 
-def _fields(name: str, number: int, line: str) -> tuple[str, str | None]:
-    row = parsed(line, f"{name}, line {number}")
+def _fields(name: str, number: int, row: Any) -> tuple[str, str | None]:
     text = row.get("text", row.get("inputs")) if isinstance(row, dict) else None
     if not isinstance(text, str):
-        raise UserError(f"{name}, line {number} has no 'text' (or 'inputs') that is a string: {line[:80]}")
+        raise UserError(f"{name}, line {number} has no 'text' (or 'inputs') that is a string: {str(row)[:80]}")
     prompt = row.get("prompt")
     if not isinstance(prompt, str | None):
         raise UserError(f"{name}, line {number}: 'prompt' is the name of one, not {prompt!r}.")

@@ -90,6 +90,7 @@ def find(place: str | Path) -> Path:
     if match is None or not Path(match["run"]).is_dir():
         raise UserError(f"There is no prompt file {text}. A prompt is a .npy or .safetensors file, or RUN:SLOT[@STEP].")
     run, slot, step = Path(match["run"]), match["slot"], match["step"]
+    refuse_adapter(run)
     if step:
         folder, ending = run / "numpy_checkpoints" / f"checkpoint_{int(step)}", f"/{BARE}"
         alone = slot is None or (run / "prompts" / f"{slot}.safetensors").is_file()
@@ -103,6 +104,14 @@ def find(place: str | Path) -> Path:
     if slot not in known:
         raise UserError(_not_there(text, folder, slot, known))
     return folder / f"{slot}{ending}"
+
+
+def refuse_adapter(folder: Path) -> None:
+    """Raises UserError for a folder that PEFT wrote: `export.load` checks what it holds."""
+    if (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{folder} is a PEFT adapter. Type `prompt-tuning import {folder} --out NAME.safetensors` first."
+        )
 
 
 def _not_there(place: str, folder: Path, slot: str | None, known: list[str]) -> str:
@@ -120,13 +129,15 @@ def load(place: str | Path) -> Prompt:
     if path.stat().st_size > MAX_BYTES:
         raise UserError(f"{path} has {path.stat().st_size:,} bytes, too many for a prompt.")
     prompt = _load_safetensors(path) if path.suffix == ".safetensors" else Prompt(_load_npy(path))
-    vectors = prompt.vectors
-    if vectors.ndim != 2 or 0 in vectors.shape or vectors.dtype.kind != "f" or not np.isfinite(vectors).all():
+    found, kind = prompt.vectors, prompt.vectors.dtype
+    with np.errstate(over="ignore"):  # a larger number is infinite as float32, and refused
+        vectors = found.astype(np.float32) if kind.kind == "f" or kind.name == "bfloat16" else None
+    if vectors is None or vectors.ndim != 2 or 0 in vectors.shape or not np.isfinite(vectors).all():
         raise UserError(
-            f"{path} holds {vectors.dtype}{list(vectors.shape)}, not a prompt:"
+            f"{path} holds {kind}{list(found.shape)}, not a prompt:"
             " expected finite floating point numbers [prompt length, embedding width]."
         )
-    return Prompt(vectors.astype(np.float32), prompt.card if path.name != BARE else _card_of_step(path))
+    return Prompt(vectors, prompt.card if path.name != BARE else _card_of_step(path))
 
 
 def _card_of_step(path: Path) -> Card:
@@ -168,7 +179,7 @@ def _load_safetensors(path: Path) -> Prompt:
             if name is None:
                 raise UserError(f"{path} holds the tensors {names}; a prompt file holds one, called 'prompt'.")
             vectors, metadata = file.get_tensor(name), file.metadata() or {}
-    except (SafetensorError, TypeError, KeyError) as error:
+    except (SafetensorError, TypeError, KeyError, AttributeError) as error:  # the last: a type that numpy lacks
         raise UserError(f"{path} is not a readable .safetensors file ({error}).") from error
     if metadata.get(SEAL, _seal(vectors, metadata)) != _seal(vectors, metadata):
         raise UserError(

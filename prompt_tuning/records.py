@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 from prompt_tuning.errors import UserError
 
 Record = tuple[int, dict[str, Any]]  # line number (row number in Parquet), counted from 1; columns by name
+UTF_16 = (b"\xff\xfe", b"\xfe\xff")  # how such a file begins
 FORMATS = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 
 
@@ -57,7 +58,7 @@ def lines(file: BinaryIO, name: str) -> Iterator[tuple[int, str]]:
         except UnicodeDecodeError as error:
             raise UserError(
                 f"{name}:{n}: byte {error.start + 1} of the line (0x{raw[error.start]:02x}) is not UTF-8. "
-                f"Convert the file, for example with `iconv -f latin1 -t utf-8`."
+                f"Convert the file, for example with `iconv -f {'utf-16' if raw[:2] in UTF_16 else 'latin1'} -t utf-8`."
             ) from None
         yield n, line.rstrip("\r\n")
 
@@ -107,6 +108,8 @@ def _table(
             continue
         if columns is None:
             columns = row
+            if twice := next((name for name in columns if name and columns.count(name) > 1), None):
+                raise UserError(f"{path}:{n}: two columns are called {twice!r}. Give one of them another name.")
             continue
         if len(row) != len(columns) and not any_width:
             raise UserError(

@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from prompt_tuning.infer import mean_metric
 
 Point = tuple[int, dict[str, float]]  # a step, and a number for each slot
 
-NAMED = 8  # slots that get a line in the legend; of more, the lines alone are drawn
+NAMED = 8  # slots that get a line in the legend; of more, those that came furthest
 
 
 def curves(folder: Path) -> Path | None:
@@ -25,8 +27,14 @@ def curves(folder: Path) -> Path | None:
     _lines(left, losses, "loss per target token", marker="")
     left.set_yscale("log")
     _lines(right, scores, "validation loss" if metrics == {"validation_loss"} else "validation, mean metric (%)", "o")
-    if len(scores[0][1]) <= NAMED:
-        right.legend(frameon=False, fontsize=8)
+    names, sign = list(scores[0][1]), -1 if metrics == {"validation_loss"} else 1
+    furthest = lambda name: max((sign * value for value in _numbers(scores, name)), default=-math.inf)
+    shown, beside = names, {}
+    if len(names) > NAMED:
+        shown = sorted(names, key=furthest, reverse=True)[:NAMED]
+        beside = {"title": f"best {NAMED} of {len(names)}", "loc": "center left", "bbox_to_anchor": (1, 0.5)}
+    lines = dict(zip(names, right.lines, strict=True))
+    right.legend([lines[name] for name in shown], shown, frameon=False, fontsize=8, **beside)
     path = folder / "curves.png"
     picture.savefig(path, dpi=150)
     return path
@@ -56,16 +64,28 @@ def comparison(folder: Path, runs: Mapping[str, str], levels: Mapping[str, float
 def _read(folder: Path) -> tuple[list[Point], list[Point], set[str]]:
     """Losses and mean metrics at their steps, and what the metrics are called."""
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
-    seen = lambda loss: math.nan if loss is None else loss
+    seen = lambda value: math.nan if value is None else value
     losses = [(r["step"], {k: seen(v) for k, v in r["loss"].items()}) for r in records if "loss" in r]
     found = [(r["step"], r["eval"]) for r in records if "eval" in r]
-    scores = [(step, {name: mean_metric(m) for name, m in slots.items()}) for step, slots in found]
+    of_all = lambda m: mean_metric({name: seen(value) for name, value in m.items()})
+    scores = [(step, {name: of_all(m) for name, m in slots.items()}) for step, slots in found]
     return losses, scores, {name for _, slots in found for m in slots.values() for name in m}
 
 
+def _numbers(points: list[Point], name: str) -> list[float]:
+    """A slot's numbers, where they are some."""
+    return [values[name] for _, values in points if not math.isnan(values[name])]
+
+
 def _lines(axes: Any, points: list[Point], label: str, marker: str) -> None:
-    for name in points[0][1]:
-        axes.plot([step for step, _ in points], [values[name] for _, values in points], marker=marker, ms=3, label=name)
+    from matplotlib import colormaps
+
+    names = list(points[0][1])
+    few = len(names) <= 10
+    colours = colormaps["tab10"](range(10)) if few else colormaps["turbo"](np.linspace(0.05, 0.95, len(names)))
+    for name, colour in zip(names, colours, strict=False):
+        values = [values[name] for _, values in points]
+        axes.plot([step for step, _ in points], values, marker=marker, ms=3, label=name, color=colour)
     axes.set_xlabel("step")
     axes.set_title(label, loc="left", fontsize=10)
     axes.spines[["top", "right"]].set_visible(False)

@@ -37,8 +37,9 @@ class Slot:
     def __post_init__(self) -> None:
         if not isinstance(self.task, str | None) or not isinstance(self.name, str):
             raise UserError(f"A slot's task and name are words; {self.task!r} and {self.name!r} are not both.")
-        if not isinstance(self.seed, int | np.integer) or self.seed < 0:
-            raise UserError(f"The seed of a slot is {self.seed!r}; it is a whole number from 0.")
+        whole = isinstance(self.seed, int | np.integer) and not isinstance(self.seed, bool)
+        if not whole or not 0 <= self.seed < 2**32:  # JAX would cut a larger one to 32 bits
+            raise UserError(f"The seed of a slot is {self.seed!r}; it is a whole number from 0 to {2**32 - 1:,}.")
         if not isinstance(self.length, int) or not 0 <= self.length <= MAX_PROMPT_LENGTH:
             raise UserError(f"A prompt has 1 to {MAX_PROMPT_LENGTH} vectors; PROMPT_LENGTH is {self.length!r}.")
         if not isinstance(self.learning_rate, int | float) or self.learning_rate < 0:

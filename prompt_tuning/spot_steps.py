@@ -46,9 +46,8 @@ class Spot:
         for name in ("sources", "targets", "seeds"):
             values = getattr(self, name)
             if isinstance(values, str) or not values:
-                raise UserError(
-                    f"{name.upper()} is {values!r}; it is a list. Type --gin.{name.upper()}=\"['a', 'b']\"."
-                )
+                such = "[0, 1, 2]" if name == "seeds" else "['a', 'b']"
+                raise UserError(f'{name.upper()} is {values!r}; it is a list. Type --gin.{name.upper()}="{such}".')
             kinds.check(kinds.WHOLES if name == "seeds" else kinds.TEXTS, **{name.upper(): values})
             if len(set(values)) < len(values):
                 raise UserError(f"{name.upper()} names something twice: {list(values)}.")
@@ -62,8 +61,8 @@ class Spot:
                 raise UserError(f"There is no source for the target {target}: a task is no source of itself.")
 
     def sources_of(self, target: str) -> list[str]:
-        """The sources that a target may start from: all but itself."""
-        return [source for source in self.sources if source != target]
+        """The sources that a target may start from: all but itself, and what it is a part of."""
+        return [source for source in self.sources if target not in (source, *source.split("+"))]
 
     def check(self, run: Run, tops: Mapping[str, Sequence[int]]) -> None:
         """Raises UserError where settings do not fit each other; `tops` are the k that will be wanted, by name."""

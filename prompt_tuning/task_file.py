@@ -9,6 +9,7 @@ validation = "dev.jsonl"
 """
 
 import dataclasses
+import itertools
 import re
 import textwrap
 import tomllib
@@ -18,7 +19,7 @@ from typing import Any
 
 from prompt_tuning import metrics
 from prompt_tuning.errors import UserError, nearest
-from prompt_tuning.examples import Examples, Mixture
+from prompt_tuning.examples import Examples, Mixture, part_of
 from prompt_tuning.records import Record, read_records
 from prompt_tuning.vocabulary import Vocabulary, warn_of_cut
 
@@ -93,15 +94,12 @@ class FileTask:
 
     def texts(self, split: str) -> list[dict[str, Any]]:
         """What `load` tokenises; for looking at a task rather than training on it."""
-        if split not in self.splits:
-            raise UserError(f"{self.path} names no {split} file; it has {', '.join(self.splits)}.")
-        texts = [
-            self._text(file, record)
-            for file in self.settings[split]
-            for record in read_records(self.path.parent / file)
-        ]
+        name, count = part_of(split, self.splits, self.name, self.path)
+        files = self.settings[name]
+        rows = ((file, record) for file in files for record in read_records(self.path.parent / file))
+        texts = [self._text(file, record) for file, record in itertools.islice(rows, count)]
         if not texts:
-            raise UserError(f"{', '.join(map(str, self.settings[split]))} of {self.path} holds no examples.")
+            raise UserError(f"{', '.join(files)} of {self.path} holds no examples.")
         return texts
 
     def _load(self, split: str) -> Examples:
@@ -113,8 +111,9 @@ class FileTask:
 
     def _text(self, file: str, record: Record) -> dict[str, Any]:
         at = f"{self.path.parent / file}:{record[0]}"
+        right = self._right_answers(record, at)
         inputs = _fill(self.settings["inputs"], record, at)
-        target = _fill(self.settings["target"], record, at)
+        target = right[0] if right else _fill(self.settings["target"], record, at)
         if self._answers:
             if target not in self._answers:
                 known = ", ".join(map(repr, self.labels))
@@ -125,23 +124,35 @@ class FileTask:
                 raise UserError(f"{at}: the {kind} is empty.")
         if {"pearson", "spearman"} & set(self.settings["metric"]) and not _NUMBER.fullmatch(target.strip()):
             raise UserError(f"{at}: the target {target!r} is no number, which a correlation needs.")
-        return {"inputs_pretokenized": inputs, "targets_pretokenized": target}
+        made: dict[str, Any] = {"inputs_pretokenized": inputs, "targets_pretokenized": target}
+        return made | ({"answers": right} if right else {})
+
+    def _right_answers(self, record: Record, at: str) -> list[str]:
+        """The answers that all count as right, of which the first is trained on, where the column holds a list."""
+        column = re.fullmatch(r"\{([^{}]*)\}", self.settings["target"])
+        value = record[1].get(column[1]) if column else None
+        if not isinstance(value, list) or self.settings["metric"] != ["squad"]:
+            return []
+        if not value or not all(isinstance(answer, str) and answer for answer in value):
+            raise UserError(f"{at}: the target is {value!r}; a list of answers holds texts, one or more.")
+        return value
 
     def score(self, examples: Examples, predictions: Sequence[str]) -> dict[str, float]:
         """The file's metrics, in percent."""
         targets = [t["targets_pretokenized"] for t in examples.texts]
+        right = [t.get("answers", [t["targets_pretokenized"]]) for t in examples.texts]
         if len(predictions) != len(targets):
             raise UserError(f"{len(predictions)} predictions for the {len(targets)} examples of {self.name}.")
         scores: dict[str, float] = {}
         for name in self.settings["metric"]:
-            scores.update(_score(name, targets, predictions, self.labels))
+            scores.update(_score(name, right if name == "squad" else targets, predictions, self.labels))
         return scores
 
 
-def _score(name: str, targets: Sequence[str], predictions: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
+def _score(name: str, targets: Sequence[Any], predictions: Sequence[str], labels: Sequence[str]) -> dict[str, float]:
     match name:
         case "squad":
-            return metrics.squad([[t] for t in targets], predictions)
+            return metrics.squad(targets, predictions)
         case "rouge":
             return metrics.rouge(targets, predictions)
         case "pearson" | "spearman":
@@ -171,6 +182,9 @@ def _fill(template: str, record: Record, at: str) -> str:
             raise UserError(f"{at}: no column {column!r}; found {', '.join(row)}.{nearest(column, row)}")
         if row[column] is None or row[column] == "":
             raise UserError(f"{at}: the column {column!r} is empty.")
+        if isinstance(row[column], list | dict):
+            several = ' As target, with metric = "squad" alone, a list is the answers that count as right.'
+            raise UserError(f"{at}: the column {column!r} holds {row[column]!r:.60}, which is no text.{several}")
         return str(row[column])
 
     return _COLUMN.sub(value, template)

@@ -75,19 +75,26 @@ def _train(run: Run, stop: Stop) -> Result:
                 file.write(gin.operative_config_str().encode())
         with contextlib.closing(Log(run.folder if job.writes() else None, int(state.step), start.evaluated)) as log:
             for state, evaluates in _periods(opened, feed, optimizer, start, frozen, log, clock, stop):
-                done, cut_short = int(state.step), False
+                done, cut_short, failed = int(state.step), False, None
                 if evaluates:
                     allocator.give_back_freed_memory()
                     try:
                         metrics, scores = evaluate(split.merge(state.trainable, frozen))
                         best = best.updated(way.kept(state.trainable), scores, done)
-                        _log_evaluation(log, opened, metrics, best, done)
+                        _log_evaluation(log, opened, metrics, scores, best, done)
                     except Interrupted:
                         cut_short = True
+                    except Exception as error:  # of a task's own metric, say; what was trained is not lost with it
+                        if job.several():  # the other processes may not be here
+                            raise
+                        cut_short, failed = True, error
                     allocator.give_back_freed_memory()
                 log.flush()
                 way.save(opened, state.trainable, done)  # before the checkpoint: what resumes from it saves it no more
                 saved.save(state, best, identity, evaluated=not cut_short)
+                if failed:
+                    log.say(f"step {done} is saved but could not be evaluated; the same command begins there", "bold")
+                    raise failed
                 if stop.is_set():
                     break
                 if _out_of_patience(run, best, done):
@@ -163,11 +170,14 @@ def _periods(
                 return
 
 
-def _log_evaluation(log: Log, opened: Opened, metrics: Metrics, best: Best, step: int) -> None:
+def _log_evaluation(
+    log: Log, opened: Opened, metrics: Metrics, scores: np.ndarray, best: Best, step: int
+) -> None:  # fmt: skip
     """A line for each slot."""
-    for slot, found, score, at in zip(opened.slots, metrics, best.score, best.step, strict=True):
+    for slot, found, new, score, at in zip(opened.slots, metrics, scores, best.score, best.step, strict=True):
         shown = "  ".join(f"{name} {value:.2f}" for name, value in found.items())
         note = "best so far" if at == step else f"best {opened.run.tuning.shown(score):.2f} at step {at}"
+        note = note if np.isfinite(new) else "no number, so no step to be the best"
         log.say(f"{step:>8}  {slot.name}  {shown}  ({note})", "good" if at == step else "")
     log.record(step, {"eval": {slot.name: found for slot, found in zip(opened.slots, metrics, strict=True)}})
 

@@ -126,6 +126,8 @@ class PromptTuning(_OnTasks):
         said = []
         for k, slot in enumerate(opened.slots):
             if not math.isfinite(best.score[k]):
+                if int(state.step) >= opened.run.eval_period:
+                    said.append(f"{slot.name}: no evaluation gave a number, so no prompt is the best; numpy_checkpoints has them all")  # fmt: skip # noqa: E501
                 continue
             path, lengths = opened.run.folder / "prompts" / f"{slot.name}.safetensors", opened.run.data.lengths
             card = prompt_file.Card(

@@ -91,7 +91,9 @@ class Vocabulary:
         return self._model.id_to_piece(int(id)) if 0 <= id < self.size else f"<{id}>"
 
     def check_labels(self, labels: Sequence[str], limit: int, of: str) -> None:
-        """Raises UserError for a label with a piece the vocabulary lacks, or longer than targets may be."""
+        """Raises UserError for a label that is there twice, has an unknown piece, or is longer than targets may be."""
+        if len(set(labels)) < len(labels):
+            raise UserError(f"The labels of {of} are {', '.join(map(repr, labels))}: each stands there once.")
         for label in labels:
             if not self.can_spell(label):
                 raise UserError(f"The vocabulary {self.path} cannot spell the label {label!r} of {of}.")

@@ -97,6 +97,39 @@ def test_a_line_is_a_text_whatever_characters_are_in_it(asking, tmp_path, capsys
     assert "not UTF-8" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("name", ["texts.json", "texts.JSONL", "texts.csv", "texts.tsv"])
+def test_texts_stand_in_columns_as_those_of_a_task_do(asking, tmp_path, capsys, name):
+    rows = [{"n": str(n), "text": text} for n, text in enumerate(TEXTS)]
+    mark = "," if name.endswith("csv") else "\t"
+    table = "".join(mark.join(row) + "\n" for row in [["n", "text"], *([*r.values()] for r in rows)])
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (tmp_path / name).write_text(lines if "json" in name.lower() else table)
+    assert cli.main([*asking, "--input", str(tmp_path / name)]) == 0
+    assert [json.loads(line)["text"] for line in capsys.readouterr().out.splitlines()] == TEXTS
+
+
+def test_what_a_notebook_may_hand_in(home):
+    base = str(home / "base")
+    tuned = PromptTuned.load(base, prompt(4, 1))
+    one = tuned.predict(TEXTS[0])
+    assert one == tuned.predict(iter(TEXTS[:1])) == tuned.predict(np.array(TEXTS[:1])) and len(one) == 1
+    assert tuned.predict([]) == []
+    for mistake, said in (
+        (lambda: tuned.predict([3]), "A text to answer is a str; found 3"),
+        (lambda: tuned.predict(["\ud800"]), "not UTF-8"),
+        (lambda: tuned.predict(TEXTS, prompt=["p1"]), "3 texts and the names of 1 prompts"),
+        (lambda: PromptTuned.load(base, prompt(4, 1), "yes"), "labels is 'yes'; it is a list of texts"),
+        (lambda: PromptTuned.load(base, prompt(4, 1), ["film", "film"]), "each stands there once"),
+        (lambda: PromptTuned.load(base, []), "There is no prompt to load"),
+        (lambda: PromptTuned.load(base, prompt(4, 1).vectors), "found a ndarray"),
+        (lambda: PromptTuned.load(base, prompt(4, 1), batch_size=0), "batch_size is 0; it is a whole number from 1"),
+        (lambda: PromptTuned.open(base, -1), "slots is -1"),
+        (lambda: PromptTuned.load(base, prompt_file.Prompt(np.full((2, 16), np.inf))), "not finite"),
+    ):
+        with pytest.raises(UserError, match=said):
+            mistake()
+
+
 def test_answers_go_where_a_link_leads_and_to_no_folder(asking, tmp_path, capsys, monkeypatch):
     link, target = tmp_path / "link", tmp_path / "target"
     link.symlink_to(target)
@@ -156,7 +189,7 @@ def test_a_bank_keeps_the_prompts_it_began_with(tuned):
 def test_a_long_text_is_cut_to_the_row_and_a_long_answer_list_refused(tuned):
     assert len(tuned.predict(["review: " + "a dull film about love " * 50], prompt="p1")) == 1
     with pytest.raises(UserError, match="room for 32"):
-        tuned.answer([Request("x", "p1", labels=("a fine film about love and war",) * 8)])
+        tuned.answer([Request("x", "p1", labels=tuple("a fine film" + " and war" * n for n in range(8)))])
 
 
 def test_what_does_not_fit_is_refused_and_changes_nothing(home, tuned):
@@ -209,6 +242,19 @@ def test_what_is_sampled_comes_from_the_seed(home):
     draw = lambda seed: [a.score for a in infer.write(answerer, params, asked, decode.sample, seed)]
     assert draw(1) == draw(1) != draw(2)
     assert len(set(draw(1))) > 1, "examples do not share what they draw"
+
+
+def test_what_is_sampled_for_a_slot_does_not_depend_on_the_others(home):
+    opened = PromptTuned.open(str(home / "base"), 2, 3)
+    slots = (Slot(length=3), Slot(length=3))
+    answerer = infer.Answerer(
+        Model(opened.base.config, 2, 3), slots, ((), ()), opened.vocabulary, opened.mesh, target_length=8
+    )
+    bank = jnp.stack([jnp.asarray(prompt(3, seed).vectors) for seed in (1, 2)])
+    params = opened.base.params | {"prompt": {"bank": bank}}
+    asked = [infer.Question(np.array([5, 6, n, 1], np.int32), slot) for n in range(7, 12) for slot in (1, 0)]
+    drawn = lambda asked: [a.text for q, a in zip(asked, infer.write(answerer, params, asked, decode.sample, 3), strict=True) if q.slot == 0]  # fmt: skip # noqa: E501
+    assert drawn(asked) == drawn([question for question in asked if question.slot == 0])
 
 
 def test_a_prompt_is_named_by_its_card_or_else_its_file(home, tmp_path: Path, tuned):

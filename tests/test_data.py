@@ -162,6 +162,58 @@ def test_rates_follow_seqio_and_an_evaluation_task_has_none(vocabulary):
     }
 
 
+@pytest.mark.parametrize(
+    "rates",
+    [
+        [("data_a", lambda task: None)],
+        [("data_a", lambda task: 1 / 0)],
+        [("data_within", lambda task: 1.0)],
+    ],
+    ids=["no number", "a failing function", "a function for a mixture"],
+)
+def test_a_rate_that_is_no_number_is_named(vocabulary, rates):
+    register("data_a", [TOKENIZE, EOS], vocabulary)
+    for name in ("data_within", "data_mix"):
+        seqio.MixtureRegistry.remove(name)
+    seqio.MixtureRegistry.add("data_within", ["data_a"], 1.0)
+    seqio.MixtureRegistry.add("data_mix", rates)
+    with pytest.raises(UserError, match=rf"The rate of {rates[0][0]} in the mixture data_mix is no number"):
+        open_mixture("data_mix", vocabulary, LENGTHS)
+
+
+def test_a_target_that_is_none_of_the_labels_is_named(vocabulary):
+    task = register("data_test", [TOKENIZE, EOS], vocabulary)
+    seqio.TaskRegistry.remove("data_test")
+    other = functools.partial(label_id, label_classes=["no", "Yes"])
+    seqio.TaskRegistry.add_provider("data_test", task.replace(postprocess_fn=other))
+    found = open_mixture("data_test", vocabulary, LENGTHS).tasks[0]
+    with pytest.raises(UserError, match=r"Example 1 of data_test, train, has the target 'yes'.*Did you mean 'Yes'"):
+        found.load("train")
+
+
+def test_a_metric_that_gives_no_table_is_named(vocabulary):
+    def share(targets, predictions):
+        return 0.5
+
+    task = register("data_test", [TOKENIZE, EOS], vocabulary)
+    seqio.TaskRegistry.remove("data_test")
+    seqio.TaskRegistry.add_provider("data_test", task.replace(metric_fns=[share]))
+    found = open_mixture("data_test", vocabulary, LENGTHS).tasks[0]
+    with pytest.raises(UserError, match=r"share of task data_test gave 0\.5"):
+        found.score(found.load("train"), ["yes"] * 3)
+
+
+def test_metrics_of_scores_are_left_out_with_a_word(vocabulary):
+    def likelihood(targets, scores):
+        return {}
+
+    task = register("data_test", [TOKENIZE, EOS], vocabulary)
+    seqio.TaskRegistry.remove("data_test")
+    seqio.TaskRegistry.add_provider("data_test", task.replace(metric_fns=[accuracy, likelihood]))
+    with pytest.warns(UserWarning, match="likelihood of task data_test: metrics of"):
+        open_mixture("data_test", vocabulary, LENGTHS)
+
+
 def test_an_unknown_name_split_and_module_offer_the_nearest(vocabulary):
     register("data_test", [TOKENIZE, EOS], vocabulary)
     with pytest.raises(UserError, match=r"'superglue_boolk'.*mean 'superglue_boolq'"):

@@ -48,6 +48,8 @@ MISTAKES = {
     "a slot that is called elsewhere": ({"SLOTS": [{"name": "../a"}]}, "leave out what leads elsewhere"),
     "no prompt": ({"PROMPT_LENGTH": 0}, "1 to 512"),
     "a seed below 0": ({"RANDOM_SEED": -1}, "a whole number from 0"),
+    "a seed of more than 32 bits": ({"RANDOM_SEED": 2**32}, "to 4,294,967,295"),
+    "a seed that is a switch": ({"GRID": {"seed": [True]}}, "The seed of a slot is True"),
     "more devices than heads": ({"MODEL_PARALLEL": 8}, "does not divide this model's 2 heads"),
     "a batch of nothing": ({"BATCH_SIZE": 0}, "whole number from 1"),
     "a base of another size": ({"T5Config.emb_dim": 512}, "emb_dim is 16 and not 512"),
@@ -121,7 +123,7 @@ def test_a_checkpoint_of_another_configuration_is_refused(home, trained, capsys)
     before = snapshot(trained)
     said = complaint(capsys, ["train", *flags(home, trained, BATCH_SIZE=5)])
     assert "batch_size was 4 and is 5" in said
-    assert "'step_origin': 9" in complaint(capsys, ["train", *flags(home, trained, STEP_ORIGIN=9)])
+    assert "step_origin was 0 and is 9" in complaint(capsys, ["train", *flags(home, trained, STEP_ORIGIN=9)])
     assert snapshot(trained) == before
 
 
@@ -152,6 +154,13 @@ def test_wrong_commands_and_inputs_of_infer_are_explained(trained, tmp_path, cap
     assert "no prompt file" in complaint(capsys, ["infer", "--prompt", "/no.npy", "x"])
     (tmp_path / "in.jsonl").write_text('{"text": "fine"}\n{"txt": "x"}\n')
     assert "line 2" in complaint(capsys, ["infer", "--prompt", prompt, "--input", str(tmp_path / "in.jsonl")])
+    said = complaint(capsys, ["infer", "--prompt", prompt, "--labels", "spam", "message: hi"])
+    assert "Texts stand before --labels" in said
+    (tmp_path / "in.csv").write_text("id,txt\n1,fine\n")
+    assert "has no 'text'" in complaint(capsys, ["infer", "--prompt", prompt, "--input", str(tmp_path / "in.csv")])
+    (tmp_path / "adapter_config.json").write_text("{}")
+    assert "prompt-tuning import" in complaint(capsys, ["infer", "--prompt", str(tmp_path), "x"])
+    assert "prompt-tuning import" in complaint(capsys, ["eval", "--prompts", str(tmp_path)])
     (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY garbage")
     assert "not a readable .npy" in complaint(capsys, ["infer", "--prompt", str(tmp_path / "broken.npy"), "x"])
 

@@ -1,9 +1,11 @@
 """Where prompts start, and in which order their examples come."""
 
 import jax
+import ml_dtypes
 import numpy as np
 import pytest
 from conftest import TINY, random_params
+from safetensors.numpy import save_file
 
 from prompt_tuning import inits, prompt_file, slots
 from prompt_tuning.errors import UserError
@@ -69,6 +71,17 @@ def test_a_prompt_from_a_file_comes_back_to_the_bit(tmp_path, kind):
         prompt_file.save_safetensors(tmp_path / "p.safetensors", prompt_file.Prompt(vectors, card))
         assert prompt_file.load(tmp_path / "p.safetensors").card == card
     np.testing.assert_array_equal(inits.from_file(start(), path=str(tmp_path / f"p.{kind}"), rng=RNG), vectors)
+
+
+def test_a_prompt_of_bfloat16_is_read_and_one_too_large_for_float32_is_not(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(6, 16)).astype(ml_dtypes.bfloat16)
+    save_file({"prompt": vectors}, tmp_path / "narrow.safetensors")
+    np.testing.assert_array_equal(prompt_file.load(tmp_path / "narrow.safetensors").vectors, vectors.astype(np.float32))
+    np.save(tmp_path / "wide.npy", np.full((6, 16), 1e39))
+    save_file({"prompt": vectors.astype(ml_dtypes.float8_e4m3fn)}, tmp_path / "narrowest.safetensors")
+    for name, said in (("wide.npy", "finite"), ("narrowest.safetensors", "not a readable")):
+        with pytest.raises(UserError, match=said):
+            prompt_file.load(tmp_path / name)
 
 
 def test_class_labels_without_labels_says_what_to_type(vocabulary):

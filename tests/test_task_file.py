@@ -139,6 +139,44 @@ def test_a_row_of_another_width_is_named_with_file_and_line(write):
         ).load("train")
 
 
+SQUAD = NLI.replace('labels = ["entailment", "neutral"]\n', "") + 'metric = "squad"\n'
+
+
+def test_a_list_of_answers_is_trained_on_by_its_first_and_scored_by_all(write):
+    row = {"hypothesis": "a", "premise": "b", "label": ["thin", "a thin plot"]}
+    task = write(SQUAD, **{"train.jsonl": json.dumps(row)})
+    examples = task.load("train")
+    assert examples.texts[0]["targets_pretokenized"] == "thin"
+    assert task.score(examples, ["a thin plot"])["em"] == task.score(examples, ["thin"])["em"] == 100
+    assert task.score(examples, ["a film"])["em"] == 0
+
+
+@pytest.mark.parametrize(
+    "toml, row, message",
+    [
+        (NLI, {"label": ["neutral"]}, "'label' holds .'neutral'., which is no text"),
+        (NLI, {"label": "neutral", "premise": {"a": 1}}, "'premise' holds"),
+        (SQUAD, {"label": []}, "a list of answers holds texts"),
+        (SQUAD, {"label": ["thin", 3]}, "a list of answers holds texts"),
+    ],
+)
+def test_a_column_that_is_no_text_is_refused(write, toml, row, message):
+    with pytest.raises(UserError, match=message):
+        write(toml, **{"train.jsonl": json.dumps({"hypothesis": "a", "premise": "b"} | row)}).load("train")
+
+
+def test_two_columns_of_one_name_are_refused(write):
+    content = "hypothesis\tpremise\tlabel\tpremise\na\tb\tneutral\tc\n"
+    with pytest.raises(UserError, match=r"train\.tsv:1: two columns are called 'premise'"):
+        write(NLI.replace("jsonl", "tsv"), **{"train.tsv": content}).load("train")
+
+
+def test_the_first_examples_of_a_split_can_be_had_alone(write):
+    assert len(write().load("train[:1]")) == 1
+    with pytest.raises(UserError, match=r"no split 'validation'.*EVAL_SPLIT=.train\[:200\]"):
+        write().load("validation")
+
+
 @pytest.mark.parametrize(
     ("toml", "message"),
     [

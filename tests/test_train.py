@@ -1,6 +1,7 @@
 """A run from a gin configuration: it learns, resumes to the bit, and its files are what a person expects."""
 
 import json
+import math
 import os
 import signal
 import subprocess
@@ -12,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import flags
+from matplotlib import axes
 
-from prompt_tuning import base, cli, configure, device, prompt_file, split
+from prompt_tuning import base, cli, configure, device, prompt_file, report, split, task_file
 from prompt_tuning.checkpoint import Checkpointer
 
 
@@ -144,6 +146,43 @@ def test_packing_off_gives_the_same_prompt(home, tmp_path):
     np.testing.assert_allclose(final_prompt(tmp_path / "packed", 6), final_prompt(tmp_path / "padded", 6), atol=2e-3)
 
 
+def test_a_failing_metric_costs_no_step(home, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as broken:
+        broken.setattr(task_file, "_score", lambda *of: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run(home, tmp_path)
+    assert "step 3 is saved but could not be evaluated" in capsys.readouterr().out
+    assert run(home, tmp_path) == 0
+    assert "resumes  at step 3 of 6" in capsys.readouterr().out
+    assert [r["step"] for r in records(tmp_path) if "eval" in r] == [3, 6]
+
+
+def test_a_metric_that_is_no_number_is_said_and_is_no_reason_for_a_best_step(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(task_file, "_score", lambda *of: {"odd": math.nan})
+    assert run(home, tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "no number, so no step to be the best" in out and "numpy_checkpoints has them all" in out
+    assert not (tmp_path / "prompts").exists() and final_prompt(tmp_path, 6).shape == (5, 16)
+    assert [r["eval"]["films"] for r in records(tmp_path) if "eval" in r] == [{"odd": None}] * 2
+    assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_of_many_slots_the_best_are_named_in_the_picture(home, tmp_path, monkeypatch):
+    legends = []
+    legend = axes.Axes.legend
+    monkeypatch.setattr(axes.Axes, "legend", lambda self, *a, **k: legends.append(legend(self, *a, **k)) or legends[-1])
+    scores = {f"slot{n:02}": {"accuracy": float(n)} for n in range(12)}
+    lines = [{"step": 1, "loss": dict.fromkeys(scores, 1.0)}, {"step": 1, "eval": scores}]
+    lines += [
+        {"step": 2, "loss": dict.fromkeys(scores, 0.5)},
+        {"step": 2, "eval": dict.fromkeys(scores, {"accuracy": None})},
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert report.curves(tmp_path) == tmp_path / "curves.png"
+    assert [text.get_text() for text in legends[0].get_texts()] == [f"slot{n:02}" for n in range(11, 3, -1)]
+    assert legends[0].get_title().get_text() == "best 8 of 12"
+
+
 def test_early_stopping_stops(home, tmp_path, capsys):
     assert run(home, tmp_path, TRAIN_STEPS=600, EVAL_PERIOD=1, PATIENCE=2, LEARNING_RATE=1e-9) == 0
     assert "stopping early" in capsys.readouterr().out
@@ -156,7 +195,7 @@ def test_early_stopping_stops(home, tmp_path, capsys):
         ({}, {"EVAL_SPLIT": "train"}, "eval_split was validation and is train"),
         ({"PREDICT": "@write"}, {"PREDICT": "@rank"}, "predict was {'write'"),
         ({"SCHEDULE": "@quick/linear_warmup"}, {"SCHEDULE": "@slow/linear_warmup"}, "slow/linear_warmup"),
-        ({"quick/linear_warmup.steps": 1}, {"quick/linear_warmup.steps": 2}, "'steps': 2"),
+        ({"quick/linear_warmup.steps": 1}, {"quick/linear_warmup.steps": 2}, "steps was 1 and is 2"),
     ],
 )
 def test_a_run_that_would_go_on_as_another_is_refused(home, tmp_path, capsys, before, after, said):

@@ -173,10 +173,7 @@ def test_of_many_slots_the_best_are_named_in_the_picture(home, tmp_path, monkeyp
     monkeypatch.setattr(axes.Axes, "legend", lambda self, *a, **k: legends.append(legend(self, *a, **k)) or legends[-1])
     scores = {f"slot{n:02}": {"accuracy": float(n)} for n in range(12)}
     lines = [{"step": 1, "loss": dict.fromkeys(scores, 1.0)}, {"step": 1, "eval": scores}]
-    lines += [
-        {"step": 2, "loss": dict.fromkeys(scores, 0.5)},
-        {"step": 2, "eval": dict.fromkeys(scores, {"accuracy": None})},
-    ]
+    lines.append({"step": 2, "eval": {name: {"accuracy": None} for name in scores}})
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     assert report.curves(tmp_path) == tmp_path / "curves.png"
     assert [text.get_text() for text in legends[0].get_texts()] == [f"slot{n:02}" for n in range(11, 3, -1)]

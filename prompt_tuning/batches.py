@@ -118,22 +118,24 @@ class TrainingData(Feed):
 
 
 class StreamedData(Feed):
-    """Text as it comes from SeqIO tasks, for a single model; a resumed run reads on from the step's place."""
+    """Text as it comes from SeqIO tasks, each slot's in its own order; a resumed run reads on from the step's place."""
 
     def __init__(self, opened: Opened, split: str = "train") -> None:
         super().__init__(opened)
-        (mixture,) = opened.mixtures
-        drawn = _drawn(mixture)
-        if not all(hasattr(task, "stream") for task, _ in drawn):
-            raise UserError(
-                f"{mixture.name} cannot be read as a stream, which SeqIO tasks can: give a task such as"
-                " text_span_corruption (DATA_DIR/corpus/*.txt) or c4_prefix_lm as MIXTURE_OR_TASK_NAME."
-            )
-        self.tasks: list[Any] = [task for task, _ in drawn]
+        for mixture in opened.mixtures:
+            if not all(hasattr(task, "stream") for task, _ in _drawn(mixture)):
+                raise UserError(
+                    f"{mixture.name} cannot be read as a stream, which SeqIO tasks can: give a task such as"
+                    " text_span_corruption (DATA_DIR/corpus/*.txt) or c4_prefix_lm as MIXTURE_OR_TASK_NAME."
+                )
+        self.tasks: list[list[Any]] = [[task for task, _ in _drawn(mixture)] for mixture in opened.mixtures]
         self.split = split
-        self.turns = Turns([rate for _, rate in drawn], opened.slots[0].seed)
+        self.turns = [
+            Turns([rate for _, rate in _drawn(mixture)], slot.seed)
+            for mixture, slot in zip(opened.mixtures, opened.slots, strict=True)
+        ]
         self._next = -1
-        self._streams: list[Iterator] = []
+        self._streams: list[list[Iterator]] = []
         self._read: dict[int, list[Item]] = {}  # the last step, and those that `plan` looks at: they are read once
 
     def items(self, step: int) -> list[Item]:
@@ -142,9 +144,10 @@ class StreamedData(Feed):
             return self._read[step]
         start = step * self.run.batch_size
         if step != self._next:
-            seed = self.opened.slots[0].seed
-            passed = self.turns.before(start)
-            self._streams = [task.stream(self.split, seed, n) for task, n in zip(self.tasks, passed, strict=True)]
+            self._streams = [
+                [task.stream(self.split, slot.seed, n) for task, n in zip(tasks, turns.before(start), strict=True)]
+                for tasks, turns, slot in zip(self.tasks, self.turns, self.opened.slots, strict=True)
+            ]
         self._next = step + 1
         taken = self._taken(self._streams, start, self.run.batch_size)
         self._read = {n: items for n, items in self._read.items() if n < SAMPLED} | {step: taken}
@@ -155,16 +158,17 @@ class StreamedData(Feed):
         return f"examples {step * size} to {step * size + size - 1} of the stream, from 0"
 
     def first(self, count: int) -> list[Item]:
-        """The first examples of a split that ends, up to the turn of a task that has no more."""
-        return self._taken([task.stream(self.split, None) for task in self.tasks], 0, count)
+        """The first examples of a split that ends, for each slot, up to the turn of a task that has no more."""
+        return self._taken([[task.stream(self.split, None) for task in tasks] for tasks in self.tasks], 0, count)
 
-    def _taken(self, streams: Sequence[Iterator], start: int, count: int) -> list[Item]:
+    def _taken(self, streams: Sequence[Sequence[Iterator]], start: int, count: int) -> list[Item]:
         taken: list[Item] = []
-        for position in range(start, start + count):
-            task, _ = self.turns(position)
-            if (texts := next(streams[task], None)) is None:
-                break
-            taken.append(Item(texts[0], [texts[1]], 0, len(taken)))
+        for k, (turns, own, slot) in enumerate(zip(self.turns, streams, self.opened.slots, strict=True)):
+            for n in range(count):
+                task, _ = turns(start + n)
+                if (texts := next(own[task], None)) is None:
+                    break
+                taken.append(Item(texts[0], [texts[1]], k, n, slot.length, slot.placement))
         return taken
 
     @property
@@ -173,11 +177,13 @@ class StreamedData(Feed):
 
     @property
     def longest(self) -> tuple[int, int]:
-        return self.run.data.lengths["inputs"], self.run.data.lengths["targets"]
+        lengths = self.run.data.lengths
+        return lengths["inputs"] + max(slot.length for slot in self.opened.slots), lengths["targets"]
 
     @property
     def described(self) -> str:
-        return f"{', '.join(task.name for task in self.tasks)}, read as it comes"
+        names = dict.fromkeys(task.name for tasks in self.tasks for task in tasks)
+        return f"{', '.join(names)}, read as it comes"
 
 
 def _drawn(mixture: Mixture) -> list[tuple[Task, float]]:

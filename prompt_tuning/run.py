@@ -153,7 +153,8 @@ class Run:
 
             object.__setattr__(self, "tuning", PromptTuning())
         if isinstance(self.tuning, type) or not hasattr(self.tuning, "whole_model"):
-            raise UserError(f"TUNING is {self.tuning!r}; it is @PromptTuning(), @ModelTuning() or @Pretraining().")
+            ways = "@PromptTuning(), @PromptPretraining(), @ModelTuning() or @Pretraining()"
+            raise UserError(f"TUNING is {self.tuning!r}; it is {ways}.")
         if self.scan_layers and self.tuning.whole_model:
             raise UserError("SCAN_LAYERS goes through frozen layers; a whole model is trained with it at False.")
         if not isinstance(self.dropout_rate, int | float) or not 0 <= self.dropout_rate < 1:

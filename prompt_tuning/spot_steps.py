@@ -19,6 +19,7 @@ from prompt_tuning.checkpoint import changes
 from prompt_tuning.errors import UserError
 from prompt_tuning.run import Run
 from prompt_tuning.train import train
+from prompt_tuning.tuning import PromptTuning
 
 FINISHED = "finished.json"
 NO_MATTER = ("model_dir", "slots", "grid", "log_period", "eval_batch_size", "jax_cache_dir")  # for what prompts become
@@ -72,7 +73,7 @@ class Spot:
                 raise UserError(f"{name} has {k!r}, and a target has {fewest} source prompts to choose from.")
         if run.patience is not None:
             raise UserError("spot compares all prompts at EMBEDDING_STEP, which none may stop before: leave PATIENCE at None.")  # fmt: skip # noqa: E501
-        if run.tuning.whole_model:
+        if type(run.tuning) is not PromptTuning:
             raise UserError("spot moves prompts between tasks; leave TUNING at @PromptTuning().")
         step, period = self.embedding_step, run.eval_period
         if run.slots is not None or run.grid is not None or run.data.task_file:

@@ -65,6 +65,8 @@ class Tuning(Protocol):
 class _OnTasks:
     """Fed by tasks, scored by their metrics; the best step is kept."""
 
+    scored_by: ClassVar[str] = "mean of the task's metrics"
+
     def feed(self, opened: Opened) -> batches.Feed:
         return batches.TrainingData(opened)
 
@@ -72,7 +74,7 @@ class _OnTasks:
         for task in (task for mixture in opened.mixtures for task in mixture.tasks if not task.scored):
             raise UserError(
                 f"Task {task.name} has no metric_fns of (targets, predictions), so no step could be told to be best."
-                " Give it some; text without answers is what TUNING=@Pretraining() is for."
+                " Give it some; text without answers is what @PromptPretraining() and @Pretraining() are for."
             )
         answerer, held_out = opened.answerer(), opened.held_out()
 
@@ -87,6 +89,36 @@ class _OnTasks:
 
     def kept(self, trainable: split.Params) -> split.Params:
         return jax.tree.map(device.fetch, trainable) if job.several() else trainable
+
+
+@dataclasses.dataclass(frozen=True)
+class _OnText:
+    """Fed by text without labels as it comes, so that a corpus may be larger than memory.
+
+    It is scored by the mean loss of a target token on the first `eval_examples` of EVAL_SPLIT.
+    """
+
+    scored_by: ClassVar[str] = "minus the loss of a target token"
+    eval_examples: int = 1024
+
+    def feed(self, opened: Opened) -> batches.Feed:
+        return batches.StreamedData(opened)
+
+    def evaluator(self, opened: Opened) -> Callable[[split.Params], tuple[Metrics, np.ndarray]]:
+        answerer, slots = opened.answerer(), range(len(opened.slots))
+        items = batches.StreamedData(opened, opened.run.data.eval_split).first(self.eval_examples)
+
+        def evaluate(params: split.Params) -> tuple[Metrics, np.ndarray]:
+            sums = np.zeros((2, len(slots)))  # of log-likelihoods, and of target tokens
+            for item, found in zip(items, answerer.likelihoods(params, items), strict=True):
+                sums[:, item.slot] += found.sum(), item.target_length
+            losses = -sums[0] / sums[1]
+            return [{"validation_loss": float(loss)} for loss in losses], -losses
+
+        return evaluate
+
+    def shown(self, score: float) -> float:
+        return -score  # a loss
 
 
 @gin.configurable
@@ -133,15 +165,21 @@ class PromptTuning(_OnTasks):
             card = prompt_file.Card(
                 name=slot.name, task=opened.mixtures[k].name, labels=opened.labels[k],
                 placement=slot.placement.__name__, init=str(configure.plain(slot.init)), seed=slot.seed,
-                step=int(best.step[k]), score=float(best.score[k]), metric="mean of the task's metrics",
+                step=int(best.step[k]), score=float(best.score[k]), metric=self.scored_by,
                 base=opened.base.path, base_digest=opened.base.digest,
                 input_length=lengths["inputs"], target_length=lengths["targets"],
             )  # fmt: skip
             if job.writes():
                 vectors = best.params["prompt"]["bank"][k, : slot.length]
                 prompt_file.save_safetensors(path, prompt_file.Prompt(vectors, card))
-            said.append(f"{slot.name}: {best.score[k]:.2f} at step {best.step[k]}, prompt in {path}")
+            said.append(f"{slot.name}: {self.shown(best.score[k]):.2f} at step {best.step[k]}, prompt in {path}")
         return said
+
+
+@gin.configurable
+@dataclasses.dataclass(frozen=True)
+class PromptPretraining(_OnText, PromptTuning):
+    """Prompts alone are trained on text without labels: SPoT's source C4 (Vu et al. 2022, §2.1)."""
 
 
 @gin.configurable
@@ -180,32 +218,10 @@ class ModelTuning(_OnTasks):
 
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
-class Pretraining(ModelTuning):
-    """The whole model is trained on text without labels: pretraining, or the paper's LM adaptation (§3.2).
-
-    Text is read as it comes, so a corpus may be larger than memory. It is scored by the mean loss of a target token on
-    the first `eval_examples` of EVAL_SPLIT.
-    """
+class Pretraining(_OnText, ModelTuning):
+    """The whole model is trained on text without labels: pretraining, or the paper's LM adaptation (§3.2)."""
 
     may_start_anew: ClassVar[bool] = True
-    eval_examples: int = 1024
-
-    def feed(self, opened: Opened) -> batches.Feed:
-        return batches.StreamedData(opened)
-
-    def evaluator(self, opened: Opened) -> Callable[[split.Params], tuple[Metrics, np.ndarray]]:
-        answerer = opened.answerer()
-        items = batches.StreamedData(opened, opened.run.data.eval_split).first(self.eval_examples)
-
-        def evaluate(params: split.Params) -> tuple[Metrics, np.ndarray]:
-            likelihood = sum(found.sum() for found in answerer.likelihoods(params, items))
-            loss = -float(likelihood) / sum(item.target_length for item in items)
-            return [{"validation_loss": loss}], np.array([-loss])
-
-        return evaluate
-
-    def shown(self, score: float) -> float:
-        return -score  # a loss
 
     def kept(self, trainable: split.Params) -> split.Params:
         return {}  # the last is what counts, and a copy of a large model would cost as much again

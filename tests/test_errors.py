@@ -55,7 +55,7 @@ MISTAKES = {
     "a base of another size": ({"T5Config.emb_dim": 512}, "emb_dim is 16 and not 512"),
     "a label the vocabulary cannot spell": ({"CLASS_LABELS": ["positive", "negative", "日本"]}, "cannot spell"),
     "labels that nothing is right in": ({"CLASS_LABELS": ["bad", "positive"]}, "asks for negative too"),
-    "a task without metrics": ({"TASK_FILE": None, "MIXTURE_OR_TASK_NAME": "text_prefix_lm"}, "TUNING=@Pretraining()"),
+    "a task without metrics": ({"TASK_FILE": None, "MIXTURE_OR_TASK_NAME": "text_prefix_lm"}, "@PromptPretraining()"),
     "an unknown field of a slot": ({"GRID": {"sed": [1]}}, "'seed'"),
     "slots and a grid": ({"GRID": {"seed": [1]}, "SLOTS": [{"seed": 1}]}, "Set one of them"),
     "a prompt file that is not there": ({"PROMPT_INIT": "@from_file", "PROMPT_FILE": "/no/p.npy"}, "/no/p.npy"),

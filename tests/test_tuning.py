@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import flags, reviews
 
-from prompt_tuning import base, batches, cli, configure, split, tuning
+from prompt_tuning import base, batches, cli, configure, prompt_file, split, tuning
 from prompt_tuning.run import Run, open_run
 
 SIZES = {
@@ -75,13 +75,33 @@ def test_a_model_is_pretrained_on_text_and_adapted_further(home, text, tmp_path)
     assert base.load_base(tmp_path / "b" / "base").step == 50
 
 
+def test_prompts_learn_text_side_by_side_as_each_alone(home, text, tmp_path):
+    on_text = {
+        "TUNING": "@PromptPretraining()", "MIXTURE_OR_TASK_NAME": "text_prefix_lm", "TASK_FILE": None, "DATA_DIR": text,
+        "PROMPT_INIT": "@sampled_vocabulary", "TASK_FEATURE_LENGTHS": {"inputs": 32, "targets": 32}, "BATCH_SIZE": 8,
+        "PromptPretraining.eval_examples": 16, "DROPOUT_RATE": 0.0,
+    }  # fmt: skip
+    given = lambda folder, **more: flags(home, tmp_path / folder, **on_text, **more)
+    assert cli.main(["train", *given("both", GRID={"seed": [0, 1]}, TRAIN_STEPS=20, EVAL_PERIOD=10)]) == 0
+    assert cli.main(["train", *given("alone", RANDOM_SEED=1, TRAIN_STEPS=10, EVAL_PERIOD=10)]) == 0
+    assert cli.main(["train", *given("alone", RANDOM_SEED=1, TRAIN_STEPS=20, EVAL_PERIOD=10)]) == 0  # goes on
+    step = lambda *folders: np.load(tmp_path.joinpath(*folders, "encoder.prompt.prompt.prompt"))
+    beside = step("both", "numpy_checkpoints", "checkpoint_20", "text_prefix_lm-seed1")
+    np.testing.assert_allclose(step("alone", "numpy_checkpoints", "checkpoint_20"), beside, atol=2e-3)
+    losses = [r["eval"]["text_prefix_lm-seed0"]["validation_loss"] for r in records(tmp_path / "both") if "eval" in r]
+    assert losses[1] < losses[0]
+    card = prompt_file.load(tmp_path / "both" / "prompts" / "text_prefix_lm-seed0.safetensors").card
+    assert card.score == pytest.approx(-losses[1]) and card.labels == () and "loss" in card.metric
+
+
 def test_a_resumed_stream_passes_over_what_was_read_once(home, text, tmp_path):
     bindings = [configure.binding(flag.removeprefix("--gin.")) for flag in pretraining(home, text, tmp_path)]
     configure.parse(bindings=bindings)
     feed = batches.StreamedData(open_run(Run()))
     opened: list[int] = []
-    real = feed.tasks[0].stream
-    feed.tasks = [SimpleNamespace(stream=lambda split, seed, start=0: opened.append(start) or real(split, seed, start))]
+    real = feed.tasks[0][0].stream
+    read_on = lambda split, seed, start=0: opened.append(start) or real(split, seed, start)
+    feed.tasks = [[SimpleNamespace(stream=read_on)]]
     shape = feed.plan()
     first = feed.batch(40, shape)  # what the ledger tells of
     with contextlib.closing(batches.prefetched(lambda step: feed.batch(step, shape), 40, 43)) as read:

@@ -35,7 +35,7 @@ VOCAB = 144  # of the toy task: 40 pieces and T5's 100 extra ids
 SENTENCES = ["the film is good and warm", "the film is bad and cold", "a warm good play", "a cold bad play"]
 TASK = """
 import functools, seqio, tensorflow as tf
-vocabulary = seqio.SentencePieceVocabulary({vocabulary!r}, 100)
+vocabulary = seqio.SentencePieceVocabulary({vocabulary!r})
 def dataset(split, shuffle_files, seed=None):
     texts = {sentences!r} * 8
     return tf.data.Dataset.from_tensor_slices(
@@ -58,8 +58,9 @@ def config(case: Case, vocab_size: int) -> T5Config:
 
 def sizes_for_t5x() -> dict:
     """The case's configuration as T5X's own networks take it, without dropout."""
+    ours = {"shared_relative_bias", "factors", "remat", "scan_layers"}
     sizes = vars(config(CASE, CASE.vocab_size)) | {"dropout_rate": 0.0}
-    return {name: value for name, value in sizes.items() if name != "shared_relative_bias"}
+    return {name: value for name, value in sizes.items() if name not in ours}
 
 
 def random_weights(config: T5Config) -> dict:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from prompt_tuning import __version__, allocator
 from prompt_tuning.errors import UserError
-from prompt_tuning.flags import whole_number
+from prompt_tuning.flags import number, whole_number
 
 EXAMPLE = """\
 Example:
@@ -227,7 +227,9 @@ def _serve(argv: list[str]) -> int:
         "--room", type=whole_number(1), default=2048, metavar="N", help="positions of a batch; more on a GPU"
     )
     parser.add_argument("--writers", type=whole_number(1), default=16, metavar="N", help="texts written at a time")
-    parser.add_argument("--window_ms", type=float, default=5, metavar="MS", help="how long a batch waits for company")
+    parser.add_argument(
+        "--window_ms", type=number(0), default=5, metavar="MS", help="how long a batch waits for company"
+    )
     parser.add_argument(
         "--queue", type=whole_number(1), default=256, metavar="N", help="texts that may wait; more get 429"
     )

@@ -1,6 +1,7 @@
 """Kinds of values that flags take, for argparse."""
 
 import argparse
+import math
 from collections.abc import Callable
 
 
@@ -15,6 +16,21 @@ def whole_number(least: int, most: int | None = None) -> Callable[[str], int]:
         if number is None or number < least or (most is not None and number > most):
             to = "" if most is None else f" to {most}"
             raise argparse.ArgumentTypeError(f"it is {text!r}, and takes a whole number from {least}{to}")
+        return number
+
+    return read
+
+
+def number(least: float) -> Callable[[str], float]:
+    """A finite number from `least`."""
+
+    def read(text: str) -> float:
+        try:
+            number = float(text)
+        except ValueError:
+            number = math.nan
+        if not least <= number < math.inf:
+            raise argparse.ArgumentTypeError(f"it is {text!r}, and takes a number from {least:g}")
         return number
 
     return read

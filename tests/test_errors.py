@@ -193,6 +193,7 @@ def test_a_full_disk_is_said_and_what_was_saved_stays(home, tmp_path, capfd):
         ("train --process_count 0 --process_index 0", "'0', and takes a whole number from 1"),
         ("infer --prompt p --batch_size 1.5 x", "'1.5', and takes a whole number from 1"),
         ("serve --prompts p --port 99999", "'99999', and takes a whole number from 0 to 65535"),
+        ("serve --prompts p --window_ms nan", "'nan', and takes a number from 0"),
         ("serve --prompts p --writers 0", "'0', and takes a whole number from 1"),
         ("data show x --vocabulary v --examples -1", "'-1', and takes a whole number from 0"),
         ("data show x --vocabulary v --lengths 0 5", "'0', and takes a whole number from 1"),

@@ -210,7 +210,12 @@ class Opened:
         return slots.start_bank(self.slots, starts)
 
     def held_out(self) -> list[list[tuple[Any, Examples]]]:
-        """(task, examples of EVAL_SPLIT) of each slot."""
+        """(task, examples of EVAL_SPLIT) of each slot. Raises UserError for a task whose answers cannot be scored."""
+        for task in (task for mixture in self.mixtures for task in mixture.tasks if not task.scored):
+            raise UserError(
+                f"Task {task.name} has no metric_fns of (targets, predictions), so no answer to it could be told to be"
+                " right. Give it some; text without answers is what @PromptPretraining() and @Pretraining() are for."
+            )
         split = self.run.data.eval_split
         of = split.partition("[")[0]  # of validation[:200]
         return [[(task, task.load(split)) for task in mixture.tasks if of in task.splits or len(mixture.tasks) == 1]

@@ -71,11 +71,6 @@ class _OnTasks:
         return batches.TrainingData(opened)
 
     def evaluator(self, opened: Opened) -> Callable[[split.Params], tuple[Metrics, np.ndarray]]:
-        for task in (task for mixture in opened.mixtures for task in mixture.tasks if not task.scored):
-            raise UserError(
-                f"Task {task.name} has no metric_fns of (targets, predictions), so no step could be told to be best."
-                " Give it some; text without answers is what @PromptPretraining() and @Pretraining() are for."
-            )
         answerer, held_out = opened.answerer(), opened.held_out()
 
         def evaluate(params: split.Params) -> tuple[Metrics, np.ndarray]:

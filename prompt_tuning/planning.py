@@ -26,7 +26,7 @@ WIDTHS = 4  # more compute less in vain, and compile longer
 COUNTS = 2  # of rows to choose from, at most: each is a program of its own, which takes seconds to minutes to compile
 SAVED = 0.02  # of the rows, that one more count must save
 USUAL = 0.9  # share of rows whose targets are planned for
-ROOMY = (128, 192, 256, 384, 512, 768, 1024)  # row lengths that few examples take
+ROOMY = (128, 256, 512, 1024)  # row lengths that few examples take
 SAMPLE = 16  # batches that the row length is chosen by, at most: all lengths are tried
 
 
@@ -80,8 +80,9 @@ def roomy(batches: Sequence[Sequence[Item]], longest: tuple[int, int], multiple:
     shapes = [_of_length(length, targets, batches, True, multiple, None) for length in lengths]
     shape = min(shapes, key=lambda shape: _cost(_rows_needed(batches, shape), shape))
     needed = int(_rows_needed(batches, shape).max())
-    rows = round_up(round_up(needed, max(power_of_two(needed) // 4, 1)), multiple)  # 1 2 3 4 6 8 12 16 24 ...
-    return dataclasses.replace(shape, target_length=power_of_two(shape.target_length), rows=(rows,))
+    above = power_of_two(needed)
+    rows = above if above <= 16 else round_up(needed, above // 4)  # 1 2 4 8 16 24 32 48 64 ...
+    return dataclasses.replace(shape, target_length=power_of_two(shape.target_length), rows=(round_up(rows, multiple),))
 
 
 def power_of_two(n: int) -> int:

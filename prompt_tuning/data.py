@@ -16,11 +16,10 @@ import numpy as np
 
 from prompt_tuning import fields, made_from, quiet
 from prompt_tuning.errors import UserError, nearest
-from prompt_tuning.examples import LENGTHS, Examples, Mixture, Ragged, part_of
+from prompt_tuning.examples import HIDDEN, LENGTHS, Examples, Mixture, Ragged, part_of
 from prompt_tuning.vocabulary import Vocabulary, flatten, warn_of_cut
 
 READ_BATCH = 1024  # examples handed from TensorFlow to numpy at a time
-HIDDEN = "<unk>"  # the target of an example whose label is kept back, as in the test sets of GLUE
 SHUFFLED = 10_000  # examples of a stream that are shuffled among one another
 
 with quiet.imports():

@@ -19,7 +19,7 @@ from rich.text import Text
 from prompt_tuning import bank, decode, device, infer, inits, prompt_file, split, terminal, train
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import Examples, Ragged
-from prompt_tuning.run import Opened, Run, open_run
+from prompt_tuning.run import Opened, Run, open_run, over_prompts
 from prompt_tuning.slots import Slot
 from prompt_tuning.step import train_step
 
@@ -69,19 +69,11 @@ def examine(run: Run, prompts: Sequence[str] = ()) -> list[Finding]:
 
 
 def _over_files(run: Run, files: Sequence[str]) -> Run:
-    """The run with a slot for each file, on the card's task and base where none is configured."""
-    loaded = {file: prompt_file.load(file) for file in files}
-    rows = []
-    for file, prompt in loaded.items():
-        card = prompt.card
-        row = {"name": bank.name_of(file, card), "init": str(prompt_file.find(file)), "length": len(prompt.vectors)}
-        if card.labels:
-            row["labels"] = card.labels
-        if card.task and not run.data.task_file and not Slot().task:
-            row["task"] = card.task
-        rows.append(row | {"placement": bank.PLACEMENTS.get(card.placement, bank.PLACEMENTS["front"])})
-    base = run.frozen.path or next((p.card.base for p in loaded.values() if p.card.base), None)
-    return dataclasses.replace(run, slots=rows, grid=None, frozen=dataclasses.replace(run.frozen, path=base))
+    """The run with a slot for each file, which starts from it."""
+    loaded = [prompt_file.load(file) for file in files]
+    run = over_prompts(run, [(bank.name_of(file, one.card), one) for file, one in zip(files, loaded, strict=True)])
+    rows = zip(run.slots or (), files, strict=True)
+    return dataclasses.replace(run, slots=[{**row, "init": str(prompt_file.find(file))} for row, file in rows])
 
 
 def _at_its_best(run: Run, slot: Slot) -> Slot:

@@ -12,12 +12,11 @@ import numpy as np
 from rich.table import Column, Table
 
 from prompt_tuning import device, ensemble, infer, inits, job, prompt_file, terminal
-from prompt_tuning.bank import PLACEMENTS, name_of
+from prompt_tuning.bank import name_of
 from prompt_tuning.checkpoint import Checkpointer
 from prompt_tuning.errors import UserError
 from prompt_tuning.prompt_file import Prompt
-from prompt_tuning.run import Opened, Run, open_run
-from prompt_tuning.slots import Slot
+from prompt_tuning.run import Opened, Run, open_run, over_prompts
 
 Metrics = dict[str, float]
 
@@ -31,7 +30,7 @@ def evaluate_run(run: Run, files: Sequence[str] = ()) -> list[Metrics]:
     prompts = _named(files)
     if run.tuning.whole_model:
         run = dataclasses.replace(run, frozen=dataclasses.replace(run.frozen, path=str(run.folder / "base")))
-    opened = open_run(_slots_for(run, prompts) if prompts else run)
+    opened = open_run(over_prompts(run, list(prompts.items())) if prompts else run)
     prompt: dict[str, Any] = {}
     if run.tuning.whole_model:
         steps = [str(opened.base.step)]
@@ -168,19 +167,3 @@ def _inside(path: Path) -> list[Path]:
     if not found:
         raise UserError(f"There is no .safetensors prompt in the folder {folder}.")
     return found
-
-
-def _slots_for(run: Run, prompts: dict[str, Prompt]) -> Run:
-    """The run with a slot for each prompt, of the configured task and base, or where none is, of its card's."""
-    configured = run.data.task_file or Slot().task
-    rows = []
-    for name, prompt in prompts.items():
-        card, row = prompt.card, {"name": name, "length": len(prompt.vectors)}
-        row["placement"] = PLACEMENTS.get(card.placement, Slot().placement)
-        if card.labels:
-            row["labels"] = card.labels
-        if card.task and not configured:
-            row["task"] = card.task
-        rows.append(row)
-    base = run.frozen.path or next((prompt.card.base for prompt in prompts.values() if prompt.card.base), None)
-    return dataclasses.replace(run, slots=rows, grid=None, frozen=dataclasses.replace(run.frozen, path=base))

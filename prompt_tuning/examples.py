@@ -9,6 +9,7 @@ import numpy as np
 
 from prompt_tuning.errors import UserError, nearest
 
+HIDDEN = "<unk>"  # the target of an example whose label is kept back, as in the test sets of GLUE
 LENGTHS = {"inputs": 512, "targets": 62}  # tokens at most, EOS included: T5's for SuperGLUE
 
 

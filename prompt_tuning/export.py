@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 
 from prompt_tuning import prompt_file
 from prompt_tuning.errors import UserError, nearest
-from prompt_tuning.prompt_file import Prompt
+from prompt_tuning.prompt_file import PEFT_CONFIG, Prompt
 
-PEFT_CONFIG, PEFT_WEIGHTS, PEFT_TENSOR = "adapter_config.json", "adapter_model.safetensors", "prompt_embeddings"
+PEFT_WEIGHTS, PEFT_TENSOR = "adapter_model.safetensors", "prompt_embeddings"
 T5X_NAME = "encoder/prompt/prompt/prompt"  # in the authors' models
 
 
@@ -29,7 +29,7 @@ def export(source: str | Path, format: str, out: str | Path) -> Path:
         near = nearest(format, FORMATS)
         raise UserError(f"There is no prompt format {format!r}, only {', '.join(FORMATS)}.{near}")
     place = Path(out).expanduser()
-    if format not in FILES and place.suffix in FILES.values():
+    if format not in ENDINGS.values() and place.suffix in ENDINGS:
         raise UserError(f"{out} is the name of a file, and {format} is a folder. Give the name of one.")
     return FORMATS[format](load(source), place)
 
@@ -193,7 +193,7 @@ def _load_t5x(folder: Path) -> Prompt:
     return Prompt(vectors, prompt_file.Card(step=t5x_checkpoint.step_of(state)))
 
 
-FILES = {"npy": ".npy", "safetensors": ".safetensors"}  # the other formats are folders
+ENDINGS = {".npy": "npy", ".safetensors": "safetensors"}  # the other formats are folders
 FORMATS: dict[str, Callable[[Prompt, Path], Path]] = {
     "npy": _write_npy,
     "safetensors": _write_safetensors,

@@ -131,7 +131,7 @@ class Answerer:
         if self.shape:
             return self.shape.row_length
         longest = max(item.length for item in items)
-        return max(planning.power_of_two(longest), 128) if self._roomy(items) else layout.round_up(longest, 16)
+        return planning.roomy_length(longest) if self._roomy(items) else layout.round_up(longest, 16)
 
     def empty_batches(self) -> Iterable[layout.Batch]:
         """A batch without examples of every size that `shape` names: what there is to compile."""
@@ -296,10 +296,10 @@ def answer_all(
 
 
 def score(pairs: HeldOut, answers: Sequence[Sequence[Answer]]) -> dict[str, float]:
-    """The metrics of a slot's answers; with several tasks a metric is called `task/metric`, and `MEAN_OF_TASKS` is new.
+    """The metrics of a slot's answers; with several tasks they are called `task/metric`, and `MEAN_OF_TASKS` is added.
 
-    That is the mean of the tasks' own means, of those that are trained on: a task without a training split is a
-    zero-shot one, which must not decide which step is best (Lester et al. 2021, §5).
+    It is the mean of the tasks' own means, of those that are trained on: a task without a training split is a zero-shot
+    one, which must not decide which step is best (Lester et al. 2021, §5).
     """
     metrics: dict[str, float] = {}
     means: dict[bool, list[float]] = {True: [], False: []}  # of the tasks that are trained on, and of the others

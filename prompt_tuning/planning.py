@@ -75,7 +75,8 @@ def plan(
 
 def roomy(batches: Sequence[Sequence[Item]], longest: tuple[int, int], multiple: int = 1) -> Shape:
     """A shape that other batches of a few examples have as well: to compile one costs more than some air does."""
-    lengths = [length for length in ROOMY if length >= longest[0]] or [round_up(longest[0], ROOMY[-1])]
+    least = roomy_length(longest[0])
+    lengths = [least, *(length for length in ROOMY if length > least)]
     targets = power_of_two(max(longest[1], 16))
     shapes = [_of_length(length, targets, batches, True, multiple, None) for length in lengths]
     shape = min(shapes, key=lambda shape: _cost(_rows_needed(batches, shape), shape))
@@ -83,6 +84,11 @@ def roomy(batches: Sequence[Sequence[Item]], longest: tuple[int, int], multiple:
     above = power_of_two(needed)
     rows = above if above <= 16 else round_up(needed, above // 4)  # 1 2 4 8 16 24 32 48 64 ...
     return dataclasses.replace(shape, target_length=power_of_two(shape.target_length), rows=(round_up(rows, multiple),))
+
+
+def roomy_length(longest: int) -> int:
+    """The shortest row that a few examples take, none of which is longer than `longest`."""
+    return next((length for length in ROOMY if length >= longest), round_up(longest, ROOMY[-1]))
 
 
 def power_of_two(n: int) -> int:

@@ -19,6 +19,7 @@ from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.examples import LENGTHS
 
 BARE = "encoder.prompt.prompt.prompt"  # a step's prompt, called as the authors' code calls it
+PEFT_CONFIG = "adapter_config.json"  # what makes a folder one that PEFT wrote
 SEAL = "sha256"  # of the vectors and the card, in a file that this project wrote
 MAX_BYTES = 1 << 30  # a prompt is kilobytes; anything near this is another kind of file
 
@@ -108,7 +109,7 @@ def find(place: str | Path) -> Path:
 
 def refuse_adapter(folder: Path) -> None:
     """Raises UserError for a folder that PEFT wrote: `export.load` checks what it holds."""
-    if (folder / "adapter_config.json").is_file():
+    if (folder / PEFT_CONFIG).is_file():
         raise UserError(
             f"{folder} is a PEFT adapter. Type `prompt-tuning import {folder} --out NAME.safetensors` first."
         )

@@ -14,10 +14,12 @@ import numpy as np
 from jax.sharding import Mesh
 
 from prompt_tuning import configure, device, infer, inits, kept_tasks, kinds, optim, scan, slots, task_file, tiny
+from prompt_tuning.bank import PLACEMENTS
 from prompt_tuning.base import Base, load_base, random_base
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import LENGTHS, Examples, Mixture, proportional
 from prompt_tuning.progress import bar
+from prompt_tuning.prompt_file import Prompt
 from prompt_tuning.slots import Slot
 from prompt_tuning.stack import T5Config
 from prompt_tuning.step import Model
@@ -249,6 +251,22 @@ def open_run(run: Run) -> Opened:
         base = dataclasses.replace(base, params=scan.stacked(base.params))
     jax.block_until_ready(base.params)
     return Opened(run, base, vocabulary, mesh, wanted, tuple(mixtures[slot.task] for slot in wanted))
+
+
+def over_prompts(run: Run, prompts: Sequence[tuple[str, Prompt]]) -> Run:
+    """The run with a slot for each named prompt, of the configured task and base, or where none is, of its card's."""
+    configured = run.data.task_file or Slot().task
+    rows = []
+    for name, prompt in prompts:
+        card, row = prompt.card, {"name": name, "length": len(prompt.vectors)}
+        row["placement"] = PLACEMENTS.get(card.placement, Slot().placement)
+        if card.labels:
+            row["labels"] = card.labels
+        if card.task and not configured:
+            row["task"] = card.task
+        rows.append(row)
+    base = run.frozen.path or next((prompt.card.base for _, prompt in prompts if prompt.card.base), None)
+    return dataclasses.replace(run, slots=rows, grid=None, frozen=dataclasses.replace(run.frozen, path=base))
 
 
 def _check_labels(slot: Slot, mixture: Mixture) -> None:

@@ -15,7 +15,6 @@ from prompt_tuning.flags import whole_number
 from prompt_tuning.vocabulary import Vocabulary
 
 STABLEHLO = "stablehlo"
-ENDINGS = {".npy": "npy", ".safetensors": "safetensors"}
 
 
 def export_parser() -> argparse.ArgumentParser:
@@ -37,7 +36,7 @@ def export_parser() -> argparse.ArgumentParser:
 def export_main(options: argparse.Namespace) -> int:
     """`prompt-tuning export`: one prompt, in the format asked for or the one that `--out` ends with."""
     out = Path(options.out).expanduser()
-    name = options.format or ENDINGS.get(out.suffix)
+    name = options.format or export.ENDINGS.get(out.suffix)
     if name not in _formats():
         said = f"There is no format {name!r}.{nearest(name, _formats())}" if name else f"{out} does not end as one format does."  # fmt: skip # noqa: E501
         raise UserError(f"{said} Type --format NAME: {', '.join(_formats())}.")

@@ -144,14 +144,13 @@ def _processor(path: str, extra_ids: int) -> tuple[sentencepiece.SentencePiecePr
     try:
         if not model:
             raise RuntimeError("the file is empty")
-        processor.LoadFromSerializedProto(model)
-        if processor.get_piece_size() == 0:
-            raise RuntimeError("it holds no pieces")
-        if processor.piece_to_id(EXTRA_ID.format(0)) != processor.unk_id():
+        if EXTRA_ID.format(0).encode() in model:
             extra_ids = 0
         # A serialised protocol buffer grows by concatenation, so the extra ids are appended as further pieces.
         extra = b"".join(_user_defined_piece(EXTRA_ID.format(i)) for i in reversed(range(extra_ids)))
         processor.LoadFromSerializedProto(model + extra)
+        if processor.get_piece_size() <= extra_ids:
+            raise RuntimeError("it holds no pieces")
     except RuntimeError as error:
         raise UserError(f"{path} is not a sentencepiece model ({len(model):,} bytes): {error}") from None
     if (processor.pad_id(), processor.eos_id()) != (PAD_ID, EOS_ID):

@@ -5,8 +5,9 @@ from collections.abc import Callable, Mapping, Sequence
 import seqio
 import tensorflow as tf
 
+from prompt_tuning.examples import HIDDEN
+
 Preprocessor = Callable[[tf.data.Dataset], tf.data.Dataset]
-UNKNOWN = "<unk>"  # the target of a test example, whose label is kept back
 
 
 Fields = Mapping[str, tf.Tensor]
@@ -32,7 +33,7 @@ def named(example: Fields, fields: Sequence[str] | Mapping[str, str]) -> tf.Tens
 
 
 def label_text(label: tf.Tensor, labels: Sequence[str]) -> tf.Tensor:
-    return tf.where(label < 0, UNKNOWN, tf.gather(tf.constant(labels), tf.maximum(label, 0)))
+    return tf.where(label < 0, HIDDEN, tf.gather(tf.constant(labels), tf.maximum(label, 0)))
 
 
 def classify(fields: Sequence[str] | Mapping[str, str], labels: Sequence[str]) -> Preprocessor:

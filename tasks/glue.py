@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from prompt_tuning import metrics
 from prompt_tuning.errors import UserError
+from prompt_tuning.examples import HIDDEN
 from prompt_tuning.records import Record
 from tasks import answers, formats
 from tasks.registry import add, add_mixtures
@@ -117,7 +118,7 @@ def stsb() -> None:
     @formats.on_batches
     def text(example):
         fifths = tf.strings.as_string(tf.round(example["label"] * 5) / 5, precision=1)
-        targets = tf.where(example["label"] < 0, formats.UNKNOWN, fifths)
+        targets = tf.where(example["label"] < 0, HIDDEN, fifths)
         return {"inputs": formats.named(example, fields), "targets": targets, "idx": example["idx"]}
 
     def read(path: Path, records: Sequence[Record], split: str) -> Rows:

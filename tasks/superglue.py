@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from prompt_tuning import metrics
 from prompt_tuning.errors import UserError
+from prompt_tuning.examples import HIDDEN
 from prompt_tuning.records import Record
 from tasks import answers, formats
 from tasks.registry import add, add_mixtures
@@ -141,7 +142,7 @@ def record() -> None:
     def one_per_answer(dataset: tf.data.Dataset) -> tf.data.Dataset:
         def spread(example):
             found = tf.size(example["answers"]) > 0
-            targets = tf.cond(found, lambda: example["answers"], lambda: tf.constant([formats.UNKNOWN]))
+            targets = tf.cond(found, lambda: example["answers"], lambda: tf.constant([HIDDEN]))
             alike = tf.data.Dataset.from_tensors(example).repeat(tf.size(targets, tf.int64))
             return tf.data.Dataset.zip(alike, tf.data.Dataset.from_tensor_slices(targets))
 

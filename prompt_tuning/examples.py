@@ -11,6 +11,7 @@ from prompt_tuning.errors import UserError, nearest
 
 HIDDEN = "<unk>"  # the target of an example whose label is kept back, as in the test sets of GLUE
 LENGTHS = {"inputs": 512, "targets": 62}  # tokens at most, EOS included: T5's for SuperGLUE
+UNCUT = dict.fromkeys(LENGTHS, 2**31 - 1)  # no text is that long
 
 
 @dataclasses.dataclass(frozen=True)

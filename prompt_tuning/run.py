@@ -17,7 +17,7 @@ from prompt_tuning import configure, device, infer, inits, kept_tasks, kinds, op
 from prompt_tuning.bank import PLACEMENTS
 from prompt_tuning.base import Base, load_base, random_base
 from prompt_tuning.errors import UserError
-from prompt_tuning.examples import LENGTHS, Examples, Mixture, proportional
+from prompt_tuning.examples import LENGTHS, UNCUT, Examples, Mixture, proportional
 from prompt_tuning.progress import bar
 from prompt_tuning.prompt_file import Prompt
 from prompt_tuning.slots import Slot
@@ -81,18 +81,16 @@ class Data:
     task_file: str | None = None
     data_dir: str | None = None
     lengths: Mapping[str, int] = dataclasses.field(default_factory=LENGTHS.copy)
+    eval_lengths: Mapping[str, int] | None = dataclasses.field(default_factory=LENGTHS.copy)  # None: nothing is cut
     eval_split: str = "validation"
 
     def __post_init__(self) -> None:
         optional = {"MIXTURE_OR_TASK_MODULE": self.module, "TASK_FILE": self.task_file, "DATA_DIR": self.data_dir}
         kinds.check(kinds.TEXT, True, **optional)
         kinds.check(kinds.TEXT, EVAL_SPLIT=self.eval_split)
-        known = isinstance(self.lengths, Mapping) and set(self.lengths) == {"inputs", "targets"}
-        if not known or not all(isinstance(n, int) and n > 0 for n in self.lengths.values()):
-            raise UserError(
-                f"TASK_FEATURE_LENGTHS is {self.lengths!r}; it gives the longest inputs and targets in tokens,"
-                f" such as {LENGTHS}."
-            )
+        _check_lengths("TASK_FEATURE_LENGTHS", self.lengths)
+        if self.eval_lengths is not None:
+            _check_lengths("EVAL_FEATURE_LENGTHS", self.eval_lengths)
 
     def open(self, name: str | None, vocabulary: Vocabulary) -> Mixture:
         """The task or mixture `name`, a task file, several with + between them, or the one that TASK_FILE describes."""
@@ -111,6 +109,17 @@ class Data:
         if importlib.util.find_spec("seqio") is None:
             raise UserError("SeqIO is not installed here, and tasks by name need it. Use a TASK_FILE instead.")
         return kept_tasks.open_mixture(name, vocabulary, self.lengths, self.module, self.data_dir)
+
+    @property
+    def held_out(self) -> "Data":
+        """The same for texts that are evaluated on."""
+        return dataclasses.replace(self, lengths=self.eval_lengths or UNCUT)
+
+
+def _check_lengths(name: str, lengths: Any) -> None:
+    known = isinstance(lengths, Mapping) and set(lengths) == set(LENGTHS)
+    if not known or not all(isinstance(n, int) and n > 0 for n in lengths.values()):
+        raise UserError(f"{name} is {lengths!r}; it gives the longest inputs and targets in tokens, such as {LENGTHS}.")
 
 
 @gin.configurable
@@ -221,7 +230,16 @@ class Opened:
         split = self.run.data.eval_split
         of = split.partition("[")[0]  # of validation[:200]
         return [[(task, task.load(split)) for task in mixture.tasks if of in task.splits or len(mixture.tasks) == 1]
-                for mixture in self.mixtures]  # fmt: skip
+                for mixture in self._held_out]  # fmt: skip
+
+    @functools.cached_property
+    def _held_out(self) -> tuple[Mixture, ...]:
+        """`mixtures` over texts of EVAL_FEATURE_LENGTHS."""
+        data = self.run.data
+        if data.eval_lengths == data.lengths:
+            return self.mixtures
+        opened = {name: data.held_out.open(name, self.vocabulary) for name in dict.fromkeys(s.task for s in self.slots)}
+        return tuple(opened[slot.task] for slot in self.slots)
 
     def answerer(self) -> infer.Answerer:
         """The slots, ready to predict."""

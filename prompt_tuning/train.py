@@ -206,7 +206,8 @@ def _settings(opened: Opened) -> dict[str, Any]:
     functions |= {f"init of {slot.name}": slot.init for slot in opened.slots}
     settings = {name: getattr(run, name) for name in names} | {"slots": described, "lengths": dict(run.data.lengths)}
     settings["tuning"] = {tuned[0]: tuned[1]}
-    settings |= {"eval_split": run.data.eval_split, "predict": configure.plain(run.predict)}
+    settings |= {"eval_split": run.data.eval_split, "eval_lengths": dict(run.data.eval_lengths or {})}
+    settings["predict"] = configure.plain(run.predict)
     return settings | {name: {word(function): configure.bound(function)} for name, function in functions.items()}
 
 

@@ -12,6 +12,7 @@ import sentencepiece
 
 from prompt_tuning.data import open_mixture
 from prompt_tuning.errors import UserError
+from prompt_tuning.examples import UNCUT
 from prompt_tuning.vocabulary import Vocabulary
 
 seqio = pytest.importorskip("seqio")
@@ -77,6 +78,7 @@ TOKENIZE, EOS, EOS_INSIDE = (
 )
 
 
+@pytest.mark.parametrize("lengths", [LENGTHS, UNCUT], ids=["cut", "uncut"])
 @pytest.mark.parametrize(
     "steps",
     [
@@ -87,12 +89,13 @@ TOKENIZE, EOS, EOS_INSIDE = (
     ],
     ids=["append_eos", "append_eos_after_trim", "tokenize_and_append_eos", "a step after the tokenizer"],
 )
-def test_tokens_equal_seqios_own(vocabulary, steps):
+def test_tokens_equal_seqios_own(vocabulary, steps, lengths):
     task = register("data_test", steps, vocabulary)
-    examples = open_mixture("data_test", vocabulary, LENGTHS).tasks[0].load("train")
+    examples = open_mixture("data_test", vocabulary, lengths).tasks[0].load("train")
     words = seqio.SentencePieceVocabulary(vocabulary.path, vocabulary.extra_ids)
     theirs = task.replace(output_features={k: seqio.Feature(words) for k in ("inputs", "targets")})
-    for i, example in enumerate(theirs.get_dataset(LENGTHS, "train", shuffle=False).as_numpy_iterator()):
+    own = None if lengths == UNCUT else lengths
+    for i, example in enumerate(theirs.get_dataset(own, "train", shuffle=False).as_numpy_iterator()):
         assert examples.inputs[i].tolist() == example["inputs"].tolist()
         assert examples.targets[i].tolist() == example["targets"].tolist()
     assert [t["id"] for t in examples.texts] == [7, 8, 9]

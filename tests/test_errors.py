@@ -60,6 +60,7 @@ MISTAKES = {
     "slots and a grid": ({"GRID": {"seed": [1]}, "SLOTS": [{"seed": 1}]}, "Set one of them"),
     "a prompt file that is not there": ({"PROMPT_INIT": "@from_file", "PROMPT_FILE": "/no/p.npy"}, "/no/p.npy"),
     "lengths without targets": ({"TASK_FEATURE_LENGTHS": {"inputs": 5}}, "TASK_FEATURE_LENGTHS"),
+    "held-out lengths that are none": ({"EVAL_FEATURE_LENGTHS": 512}, "EVAL_FEATURE_LENGTHS is 512"),
     "a tuning that is not made": ({"TUNING": "@ModelTuning"}, "TUNING is"),
     "a dropout rate that is no number": ({"DROPOUT_RATE": "low"}, "DROPOUT_RATE is 'low'"),
     "slots that are no tables": ({"SLOTS": ["a"]}, "list of tables"),

@@ -190,6 +190,7 @@ def test_early_stopping_stops(home, tmp_path, capsys):
     ("before", "after", "said"),
     [
         ({}, {"EVAL_SPLIT": "train"}, "eval_split was validation and is train"),
+        ({"EVAL_FEATURE_LENGTHS": None}, {"EVAL_FEATURE_LENGTHS": "%TASK_FEATURE_LENGTHS"}, "eval_lengths was {}"),
         ({"PREDICT": "@write"}, {"PREDICT": "@rank"}, "predict was {'write'"),
         ({"SCHEDULE": "@quick/linear_warmup"}, {"SCHEDULE": "@slow/linear_warmup"}, "slow/linear_warmup"),
         ({"quick/linear_warmup.steps": 1}, {"quick/linear_warmup.steps": 2}, "steps was 1 and is 2"),

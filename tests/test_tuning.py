@@ -110,6 +110,24 @@ def test_a_resumed_stream_passes_over_what_was_read_once(home, text, tmp_path):
     assert len(found) == 3 and opened == [0, 40 * 8]
 
 
+@pytest.mark.parametrize("longest", [12, 20, None])
+def test_held_out_texts_are_cut_where_they_are_told(home, tmp_path, longest):
+    data = json.dumps({"text": "good " * 30, "label": "positive"})
+    (tmp_path / "task.toml").write_text((home / "task.toml").read_text())
+    for name in ("train", "dev"):
+        (tmp_path / f"{name}.jsonl").write_text(data)
+    lengths = {} if longest == 12 else {"EVAL_FEATURE_LENGTHS": longest and {"inputs": longest, "targets": 8}}
+    lengths |= {"TASK_FEATURE_LENGTHS": {"inputs": 12, "targets": 8}, "TASK_FILE": tmp_path / "task.toml"}
+    given = flags(home, tmp_path, **lengths)
+    configure.parse(bindings=[configure.binding(flag.removeprefix("--gin.")) for flag in given])
+    opened = open_run(Run())
+    ((task, examples),) = opened.held_out()[0]
+    whole = len(opened.vocabulary.encode(examples.texts[0]["inputs_pretokenized"])) + 1
+    assert whole > 20 and len(examples.inputs[0]) == (longest or whole)
+    assert len(opened.mixtures[0].tasks[0].load("train").inputs[0]) == 12
+    assert (task is opened.mixtures[0].tasks[0]) == (longest == 12)  # nothing is read twice for nothing
+
+
 def test_a_loss_is_shown_as_one_and_a_negative_metric_as_it_is():
     assert tuning.Pretraining().shown(-5.25) == 5.25 and tuning.PromptTuning().shown(-2.0) == -2.0
 

@@ -17,7 +17,7 @@ from prompt_tuning import configure, device, infer, inits, kept_tasks, kinds, op
 from prompt_tuning.bank import PLACEMENTS
 from prompt_tuning.base import Base, load_base, random_base
 from prompt_tuning.errors import UserError
-from prompt_tuning.examples import LENGTHS, UNCUT, Examples, Mixture, proportional
+from prompt_tuning.examples import LENGTHS, UNCUT, Examples, Mixture, Task, proportional
 from prompt_tuning.progress import bar
 from prompt_tuning.prompt_file import Prompt
 from prompt_tuning.slots import Slot
@@ -94,14 +94,24 @@ class Data:
 
     def open(self, name: str | None, vocabulary: Vocabulary) -> Mixture:
         """The task or mixture `name`, a task file, several with + between them, or the one that TASK_FILE describes."""
+        parts = self._parts(name, vocabulary)
+        return parts[0] if len(parts) == 1 else proportional(parts)
+
+    def open_held_out(self, name: str | None, vocabulary: Vocabulary) -> tuple[Task, ...]:
+        """The tasks of `open`, over texts of EVAL_FEATURE_LENGTHS."""
+        parts = dataclasses.replace(self, lengths=self.eval_lengths or UNCUT)._parts(name, vocabulary)
+        return tuple({task.name: task for part in parts for task in part.tasks}.values())
+
+    def _parts(self, name: str | None, vocabulary: Vocabulary) -> list[Mixture]:
         if self.task_file:
             if name:
                 raise UserError(f"MIXTURE_OR_TASK_NAME={name} and TASK_FILE={self.task_file} are both set: set one.")
-            return task_file.open_task_file(self.task_file, vocabulary, self.lengths)
+            return [task_file.open_task_file(self.task_file, vocabulary, self.lengths)]
         if not name:
             raise UserError("There is no task. Type --gin.MIXTURE_OR_TASK_NAME=NAME (prompt-tuning data list shows them) or --gin.TASK_FILE=PATH.")  # fmt: skip # noqa: E501
-        if "+" in name:
-            return proportional([self.open(one, vocabulary) for one in name.split("+")])
+        return [self._part(one, vocabulary) for one in name.split("+")]
+
+    def _part(self, name: str, vocabulary: Vocabulary) -> Mixture:
         if name.endswith(".toml"):
             return task_file.open_task_file(name, vocabulary, self.lengths)
         if name in tiny.TASKS and not self.module:
@@ -109,11 +119,6 @@ class Data:
         if importlib.util.find_spec("seqio") is None:
             raise UserError("SeqIO is not installed here, and tasks by name need it. Use a TASK_FILE instead.")
         return kept_tasks.open_mixture(name, vocabulary, self.lengths, self.module, self.data_dir)
-
-    @property
-    def held_out(self) -> "Data":
-        """The same for texts that are evaluated on."""
-        return dataclasses.replace(self, lengths=self.eval_lengths or UNCUT)
 
 
 def _check_lengths(name: str, lengths: Any) -> None:
@@ -229,17 +234,17 @@ class Opened:
             )
         split = self.run.data.eval_split
         of = split.partition("[")[0]  # of validation[:200]
-        return [[(task, task.load(split)) for task in mixture.tasks if of in task.splits or len(mixture.tasks) == 1]
-                for mixture in self._held_out]  # fmt: skip
+        return [[(task, task.load(split)) for task in tasks if of in task.splits or len(tasks) == 1]
+                for tasks in self._held_out_tasks]  # fmt: skip
 
     @functools.cached_property
-    def _held_out(self) -> tuple[Mixture, ...]:
-        """`mixtures` over texts of EVAL_FEATURE_LENGTHS."""
+    def _held_out_tasks(self) -> list[tuple[Task, ...]]:
         data = self.run.data
         if data.eval_lengths == data.lengths:
-            return self.mixtures
-        opened = {name: data.held_out.open(name, self.vocabulary) for name in dict.fromkeys(s.task for s in self.slots)}
-        return tuple(opened[slot.task] for slot in self.slots)
+            return [mixture.tasks for mixture in self.mixtures]
+        names = dict.fromkeys(slot.task for slot in self.slots)
+        opened = {name: data.open_held_out(name, self.vocabulary) for name in names}
+        return [opened[slot.task] for slot in self.slots]
 
     def answerer(self) -> infer.Answerer:
         """The slots, ready to predict."""

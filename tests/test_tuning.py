@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from conftest import flags, reviews
 
-from prompt_tuning import base, batches, cli, configure, prompt_file, split, tuning
+from prompt_tuning import base, batches, cli, configure, prompt_file, split, task_file, tuning
 from prompt_tuning.run import Run, open_run
 
 SIZES = {
@@ -126,6 +126,22 @@ def test_held_out_texts_are_cut_where_they_are_told(home, tmp_path, longest):
     assert whole > 20 and len(examples.inputs[0]) == (longest or whole)
     assert len(opened.mixtures[0].tasks[0].load("train").inputs[0]) == 12
     assert (task is opened.mixtures[0].tasks[0]) == (longest == 12)  # nothing is read twice for nothing
+
+
+def test_tasks_that_are_evaluated_together_are_not_read_again_for_their_rates(home, tmp_path, monkeypatch):
+    for name in ("a", "b"):
+        told = (home / "task.toml").read_text().replace('"films"', f'"{name}"')
+        (tmp_path / f"{name}.toml").write_text(
+            told.replace('= "train', f'= "{home}/train').replace('"dev', f'"{home}/dev')
+        )
+    given = flags(home, tmp_path, TASK_FILE=None, MIXTURE_OR_TASK_NAME=f"{tmp_path}/a.toml+{tmp_path}/b.toml",
+                  EVAL_FEATURE_LENGTHS=None)  # fmt: skip
+    configure.parse(bindings=[configure.binding(flag.removeprefix("--gin.")) for flag in given])
+    opened = open_run(Run())
+    read: list[str] = []
+    real = task_file.FileTask.load
+    monkeypatch.setattr(task_file.FileTask, "load", lambda task, split: read.append(split) or real(task, split))
+    assert [task.name for task, _ in opened.held_out()[0]] == ["a", "b"] and set(read) == {"validation"}
 
 
 def test_a_loss_is_shown_as_one_and_a_negative_metric_as_it_is():

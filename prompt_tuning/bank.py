@@ -84,10 +84,7 @@ class Bank:
         if None not in self.entries:
             raise UserError(f"All {slots} slots are taken ({', '.join(self.names)}). Remove a prompt first.")
         k, card = self.entries.index(None), prompt.card
-        placement = PLACEMENTS.get(card.placement)
-        if placement is None:
-            raise UserError(f"The prompt {name} stands {card.placement!r} in the input; known are {', '.join(PLACEMENTS)}.")  # fmt: skip # noqa: E501
-        slot = Slot(card.task or None, length=own_length, placement=placement, name=name)
+        slot = Slot(card.task or None, length=own_length, placement=placement(card, name), name=name)
         entry = Entry(slot, tuple(card.labels if labels is None else labels), card)
         return self._with(k, entry, prompt.vectors)
 
@@ -100,6 +97,13 @@ class Bank:
         changed[k] = 0
         changed[k, : len(vectors)] = vectors
         return Bank(changed, (*self.entries[:k], entry, *self.entries[k + 1 :]))
+
+
+def placement(card: prompt_file.Card, name: str) -> layout.Placement:
+    """Where a prompt stands in its input. Raises UserError where its card says what nobody knows."""
+    if card.placement not in PLACEMENTS:
+        raise UserError(f"The prompt {name} stands {card.placement!r} in the input; known are {', '.join(PLACEMENTS)}.")
+    return PLACEMENTS[card.placement]
 
 
 def name_of(path: str | Path, card: prompt_file.Card) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 from flax import traverse_util
 
 from prompt_tuning import device, huggingface, t5x_checkpoint
-from prompt_tuning.base_source import Source, Tensor
+from prompt_tuning.base_source import Source
 from prompt_tuning.errors import UserError
 from prompt_tuning.prompt_file import Prompt
 from prompt_tuning.stack import T5Config
@@ -168,7 +168,7 @@ def _read(source: Source, dtype: Any, placement: dict[str, Any]) -> tuple[dict[s
     """Arrays on device and their digests, by name; a worker lets go of its host copy before it takes the next."""
 
     def one(name: str) -> tuple[Any, str]:
-        host = _host(source, name, source.tensors[name])
+        host = source.read(name)
         digest = hashlib.sha256(host.data.cast("B") if host.size else b"").hexdigest()
         cast = host.astype(dtype, copy=False)
         return jax.block_until_ready(device.put_frozen(cast, placement.get(name))), digest
@@ -182,26 +182,6 @@ def _read(source: Source, dtype: Any, placement: dict[str, Any]) -> tuple[dict[s
             pool.shutdown(cancel_futures=True)
             raise
     return {name: array for name, (array, _) in results.items()}, {name: d for name, (_, d) in results.items()}
-
-
-def _host(source: Source, name: str, tensor: Tensor) -> np.ndarray:
-    """One tensor as contiguous float32 on the host."""
-    try:
-        array = tensor.read()
-    except UserError:
-        raise
-    except Exception as error:  # files from elsewhere fail in many ways: TensorStore, zlib, safetensors, the disk
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(
-            f"The tensor {source.label(name)} in {source.path} cannot be read ({reason[:300]})."
-            " The copy is damaged or incomplete: copy it again."
-        ) from error
-    if not jnp.issubdtype(array.dtype, jnp.floating):
-        raise UserError(f"The tensor {source.label(name)} in {source.path} holds {array.dtype}, not floating point.")
-    array = np.ascontiguousarray(array, np.float32)
-    if not np.isfinite(array).all():
-        raise UserError(f"The tensor {source.label(name)} in {source.path} holds infinities or NaN: copy it again.")
-    return array
 
 
 def _shipped(path: str) -> Path | None:

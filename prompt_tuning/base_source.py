@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Mapping
 
+import jax.numpy as jnp
 import numpy as np
 
 from prompt_tuning.errors import UserError
@@ -48,3 +49,27 @@ class Source:
         """A tensor's name as the reader knows it: the file's own, and T5X's where they differ."""
         own = self.names.get(name, name)
         return own if own == name else f"{own} ({name})"
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, as `numbers`."""
+        return numbers(self.path, self.label(name), self.tensors[name])
+
+
+def numbers(path: str, name: str, tensor: Tensor) -> np.ndarray:
+    """All of a tensor as contiguous float32. Raises UserError where the files in `path` do not hold it."""
+    try:
+        array = tensor.read()
+    except UserError:
+        raise
+    except Exception as error:  # files from elsewhere fail in many ways: TensorStore, zlib, safetensors, the disk
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(
+            f"The tensor {name} in {path} cannot be read ({reason[:300]}). The copy is damaged or incomplete: copy it"
+            " again."
+        ) from error
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        raise UserError(f"The tensor {name} in {path} holds {array.dtype}, not floating point.")
+    array = np.ascontiguousarray(array, np.float32)
+    if not np.isfinite(array).all():
+        raise UserError(f"The tensor {name} in {path} holds infinities or NaN: copy it again.")
+    return array

@@ -51,6 +51,8 @@ class Feed(abc.ABC):
     def plan(self) -> layout.Shape:
         """The rows that the run's batches are packed into, planned from its first ones."""
         sample = [self.items(step) for step in range(SAMPLED)]
+        if missing := sorted(set(range(len(self.opened.slots))) - {item.slot for group in sample for item in group}):
+            raise UserError(f"{self.opened.slots[missing[0]].name}: nothing to train on: {self.described} is empty.")
         line = None if self.run.tuning.whole_model else device.line(self.opened.mesh)
         devices = self.opened.mesh.shape["data"]
         return planning.plan(sample, self.longest, self.run.packing, devices, self.run.rows_at_once, line)

@@ -23,7 +23,10 @@ WRONG_PLACE = (
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command; 0 when it worked, 2 when the person can put it right, 1 when the program is at fault."""
+    """Runs one command; 0 when it worked, 2 when the person can put it right.
+
+    1 is for what a command found to be bad (doctor, data prepare), and where the program is at fault.
+    """
     code = _main(argv)
     job = sys.modules.get("prompt_tuning.job")
     return job.leave(code) if job else code

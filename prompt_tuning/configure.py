@@ -15,7 +15,7 @@ import gin
 from prompt_tuning.errors import UserError, nearest
 
 DEFAULTS = "defaults.gin"
-_REFERENCE = re.compile(r"(^|[\[({,:])\s*[@%]")  # where gin has one, and no path or text has
+_REFERENCE = re.compile(r"\s*([@%]|[\[({].*[\[({,:]\s*[@%])", re.DOTALL)  # where gin has one, and no path or text has
 _HERE = Path(__file__).parent
 
 
@@ -51,6 +51,7 @@ def parse(files: Sequence[str] = (), bindings: Sequence[str] = (), search_paths:
 
 
 def _find(file: str, folders: Sequence[str]) -> str:
+    file = str(Path(file).expanduser())
     found = next((Path(folder) / file for folder in folders if (Path(folder) / file).is_file()), None)
     if found is None:
         raise UserError(f"There is no gin file {file}.{nearest(file, _shipped())} Shipped: {', '.join(_shipped())}.")
@@ -63,7 +64,7 @@ def binding(flag: str) -> str:
     if not equals or not name.strip():
         raise UserError(f"--gin.{flag} has no value. Type --gin.NAME=VALUE, such as --gin.BATCH_SIZE=16.")
     value = value.strip()
-    if not _REFERENCE.search(value):
+    if not _REFERENCE.match(value):
         try:
             ast.literal_eval(value)
         except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):

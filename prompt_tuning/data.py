@@ -236,11 +236,13 @@ class SeqioTask:
 
         The examples before `start` are read again to be passed over.
         """
-        name, _ = self._place(split)
+        name, count = self._place(split)
         repeats = {"shuffle": False, "seed": 0} if seed is None else {"shuffle": True, "seed": seed, "num_epochs": None}
         dataset = self.task.get_dataset(
             self.lengths, name, shuffle_buffer_size=SHUFFLED, try_in_mem_cache=False, **repeats
         )
+        if seed is None and count is not None:
+            dataset = dataset.take(count)
         for row in dataset.skip(start).prefetch(READ_BATCH).as_numpy_iterator():
             yield row["inputs"].astype(np.int32), row["targets"].astype(np.int32)
 

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from prompt_tuning import kinds
 from prompt_tuning.decoder import Cache, Cross, empty_cache, regroup
 from prompt_tuning.errors import UserError
 from prompt_tuning.layout import Batch
@@ -138,16 +139,16 @@ def cut(logits: Float[Array, "B V"], top_k: int | None, top_p: float | None) -> 
 
 
 def _check_sampling(temperature: float, top_k: int | None, top_p: float | None, outputs: int) -> None:
+    kinds.check(kinds.NUMBER, **{"sample.temperature": temperature})
+    kinds.check(kinds.NUMBER, True, **{"sample.top_p": top_p})
+    kinds.check(kinds.WHOLE, True, **{"sample.top_k": top_k})
+    kinds.check(kinds.WHOLE, **{"sample.outputs": outputs})
     if not temperature > 0:
         raise UserError(
             f"sample.temperature is {temperature}; give more than 0, or pick @greedy for the likeliest token."
         )
-    if top_k is not None and top_k < 1:
-        raise UserError(f"sample.top_k is {top_k}; give at least 1, or None to draw from the whole vocabulary.")
     if top_p is not None and not 0 < top_p <= 1:
         raise UserError(f"sample.top_p is {top_p}; it is a probability above 0 and at most 1, or None.")
-    if outputs < 1:
-        raise UserError(f"sample.outputs is {outputs}; give at least 1.")
 
 
 class _Answers(NamedTuple):
@@ -297,7 +298,9 @@ def _pick(x: Array, index: Int[Array, "N O"]) -> Array:
 
 
 def _check_beams(beams: int, alpha: float, outputs: int) -> None:
-    if not 1 <= outputs <= beams:
-        raise UserError(f"beam_search.outputs is {outputs} of {beams} beams; give 1 to {max(beams, 1)}, or more beams.")
+    kinds.check(kinds.WHOLE, **{"beam_search.beams": beams, "beam_search.outputs": outputs})
+    kinds.check(kinds.NUMBER, **{"beam_search.alpha": alpha})
+    if outputs > beams:
+        raise UserError(f"beam_search.outputs is {outputs} of {beams} beams; give 1 to {beams}, or more beams.")
     if alpha < 0:
         raise UserError(f"beam_search.alpha is {alpha}; give 0 (no reward for length) or more, 0.6 as in T5X.")

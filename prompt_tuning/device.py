@@ -240,5 +240,5 @@ def peak_memory() -> int | None:
 def keep_compiled_programs(folder: str | None) -> None:
     """Compiled programs are kept in `folder` (default: the user's cache), so that the next start is quick."""
     default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prompt_tuning" / "jax"
-    jax.config.update("jax_compilation_cache_dir", str(folder or default))
+    jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser() if folder else default))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the small ones before a step: 1 s in all

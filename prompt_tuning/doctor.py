@@ -16,12 +16,13 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from prompt_tuning import bank, decode, device, infer, inits, prompt_file, split, terminal, train
+from prompt_tuning import bank, decode, device, evaluate, infer, inits, prompt_file, split, terminal, train
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import Examples, Ragged
 from prompt_tuning.run import Opened, Run, open_run, over_prompts
 from prompt_tuning.slots import Slot
 from prompt_tuning.step import train_step
+from prompt_tuning.tuning import PromptTuning
 
 GOOD, DOUBTFUL, BAD = "good", "doubtful", "bad"
 STYLES = {GOOD: "green", DOUBTFUL: "yellow", BAD: "bold red"}
@@ -155,16 +156,10 @@ def _rates(opened: Opened) -> Iterator[Finding]:
 
 def _baselines(opened: Opened) -> Iterator[Finding]:
     """The score of always giving the commonest answer, and whether a trained prompt is above it."""
-    for slot, pairs in zip(opened.slots, opened.held_out(), strict=True):
-        scores: dict[str, float] = {}
-        for task, examples in pairs:
-            answers = [text["targets_pretokenized"] for text in examples.texts if "targets_pretokenized" in text]
-            if task.labels and len(answers) == len(examples) > 0:
-                ((commonest, _),) = collections.Counter(answers).most_common(1)
-                scores |= {f"{task.name}/{m}": v for m, v in task.score(examples, [commonest] * len(answers)).items()}
-        if not scores:
+    for slot, mixture, pairs in zip(opened.slots, opened.mixtures, opened.held_out(), strict=True):
+        if not all(task.labels for task, _ in pairs):
             continue
-        majority, own = infer.mean_metric(scores), _score(slot)
+        majority, own = infer.mean_metric(evaluate.commonest(pairs)), _score(slot, mixture.name)
         text = f"the commonest answer alone scores {majority:.2f}"
         if own is None:
             yield Finding("baseline", slot.name, GOOD, text)
@@ -174,11 +169,13 @@ def _baselines(opened: Opened) -> Iterator[Finding]:
             yield Finding("baseline", slot.name, BAD, f"{text}, this prompt {own:.2f}: it has learned nothing")
 
 
-def _score(slot: Slot) -> float | None:
-    """What a trained prompt's card says it scored."""
+def _score(slot: Slot, task: str) -> float | None:
+    """What a trained prompt's card says it scored, if it was on this task."""
     if not isinstance(slot.init, inits.Saved):
         return None
-    return prompt_file.load(slot.init.places[0]).card.score
+    card = prompt_file.load(slot.init.places[0]).card
+    known = card.task in ("", task) and card.metric in ("", PromptTuning.scored_by)
+    return card.score if known else None
 
 
 def _step(opened: Opened) -> Iterator[Finding]:

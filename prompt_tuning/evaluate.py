@@ -15,6 +15,7 @@ from prompt_tuning import device, ensemble, infer, inits, job, prompt_file, term
 from prompt_tuning.bank import name_of
 from prompt_tuning.checkpoint import Checkpointer
 from prompt_tuning.errors import UserError
+from prompt_tuning.log import finite
 from prompt_tuning.prompt_file import Prompt
 from prompt_tuning.run import Opened, Run, open_run, over_prompts
 
@@ -49,6 +50,16 @@ def evaluate_run(run: Run, files: Sequence[str] = ()) -> list[Metrics]:
     if run.model_dir and job.writes():
         _record(run, opened, steps, metrics, reports)
     return metrics
+
+
+def commonest(pairs: infer.HeldOut) -> Metrics:
+    """The metrics of giving the commonest answer of each task, whatever the input."""
+    answers = []
+    for _, examples in pairs:
+        right = [text["targets_pretokenized"] for text in examples.texts]
+        ((answer, _),) = collections.Counter(right).most_common(1)
+        answers.append([infer.Answer(answer, {}, 0.0)] * len(right))
+    return infer.score(pairs, answers)
 
 
 def _ensembles(
@@ -108,7 +119,7 @@ def _record(
         }
     run.folder.mkdir(parents=True, exist_ok=True)
     with (run.folder / "eval.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+        file.write(json.dumps(finite(record)) + "\n")
 
 
 def _of_run(opened: Opened) -> tuple[np.ndarray, list[str]]:

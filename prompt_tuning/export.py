@@ -8,10 +8,10 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 from safetensors.numpy import save_file
 
 from prompt_tuning import prompt_file
+from prompt_tuning.base_source import numbers
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.prompt_file import PEFT_CONFIG, Prompt
 
@@ -187,10 +187,7 @@ def _load_t5x(folder: Path) -> Prompt:
     shape, wanted = found[name].shape, "expected finite numbers [prompt length, embedding width]"
     if len(shape) != 2 or 0 in shape or 4 * math.prod(shape) > prompt_file.MAX_BYTES:
         raise UserError(f"{name} in {path} is {list(shape)}, not a prompt: {wanted}.")
-    vectors = t5x_checkpoint.numbers(path, name, found[name])
-    if not np.isfinite(vectors).all():
-        raise UserError(f"{name} in {path} is not a prompt: {wanted}.")
-    return Prompt(vectors, prompt_file.Card(step=t5x_checkpoint.step_of(state)))
+    return Prompt(numbers(path, name, found[name]), prompt_file.Card(step=t5x_checkpoint.step_of(state)))
 
 
 ENDINGS = {".npy": "npy", ".safetensors": "safetensors"}  # the other formats are folders

@@ -46,18 +46,21 @@ Init = Callable[..., Vectors]  # init(start, *, rng)
 @gin.configurable
 def random_uniform(start: Start, scale: float = 0.5, *, rng: Array) -> Vectors:
     """U[-scale, scale], the paper's range."""
+    kinds.check(kinds.NUMBER, **{"random_uniform.scale": scale})
     return jax.random.uniform(rng, (start.length, start.features), minval=-scale, maxval=scale)
 
 
 @gin.configurable
 def random_uniform_reference(start: Start, scale: float = 0.5, *, rng: Array) -> Vectors:
     """U[0, scale), which the authors' released configuration draws from."""
+    kinds.check(kinds.NUMBER, **{"random_uniform_reference.scale": scale})
     return jax.random.uniform(rng, (start.length, start.features), maxval=scale)
 
 
 @gin.configurable
 def sampled_vocabulary(start: Start, population: int = 5000, *, rng: Array) -> Vectors:
     """Embeddings of `length` of the `population` most common pieces (the first ids), none twice."""
+    kinds.check(kinds.WHOLE, **{"sampled_vocabulary.population": population})
     known = start.vocabulary.size if start.vocabulary else population
     population = min(population, known)
     ids = jax.random.choice(rng, population, (start.length,), replace=start.length > population)
@@ -73,6 +76,7 @@ def class_labels(
     `words` stand for the labels where others are to start from, or where the answer is free text.
     """
     kinds.check(kinds.TEXTS, True, **{"class_labels.words": words})
+    kinds.check(kinds.FUNCTION, **{"class_labels.fallback": fallback})
     chosen = start.labels if words is None else words
     if not chosen:
         raise UserError(
@@ -96,6 +100,7 @@ def class_labels_if_any(start: Start, *, rng: Array) -> Vectors:
 def text(start: Start, text: str = gin.REQUIRED, *, rng: Array) -> Vectors:
     """The embedded pieces of a text, repeated or cut to the prompt's length."""
     del rng
+    kinds.check(kinds.TEXT, PROMPT_TEXT=text)
     return np.resize(start.embed(start.pieces(text)), (start.length, start.features))
 
 
@@ -103,6 +108,7 @@ def text(start: Start, text: str = gin.REQUIRED, *, rng: Array) -> Vectors:
 def from_file(start: Start, path: str = gin.REQUIRED, *, rng: Array) -> Vectors:
     """A prompt trained before, wherever `prompt_file.find` finds it: SPoT's transfer, or going on with a run."""
     del rng
+    kinds.check(kinds.TEXT, PROMPT_FILE=path)
     return _fitting(start, path)
 
 

@@ -226,7 +226,7 @@ def _write(path: Path, content: bytes) -> bool:
 def _forget_oldest(kept: Path) -> None:
     """Removes what was not used for longest while all that is kept is too much, but not the task at `kept`."""
     with contextlib.suppress(OSError):
-        used = {place: _last_used(place) for place in kept.parent.iterdir()}
+        used = {place: _last_used(place) for place in kept.parent.iterdir() if place.is_dir()}
         sizes = {place: sum(file.stat().st_size for file in place.iterdir()) for place in used}
         for place in sorted(used, key=lambda place: used[place]):
             if place != kept and sum(sizes.values()) > MOST_BYTES:

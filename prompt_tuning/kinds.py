@@ -33,7 +33,7 @@ WHOLES = Kind(
 FUNCTION = Kind("a function, written with @ before its name", callable)
 
 
-def check(kind: Kind, optional: bool = False, **settings: Any) -> None:
+def check(kind: Kind, optional: bool = False, /, **settings: Any) -> None:
     """Raises UserError for the first of `settings` that is of another kind; `optional` ones may be None."""
     for name, value in settings.items():
         if not kind.holds(value) and not (optional and value is None):

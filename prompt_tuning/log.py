@@ -35,10 +35,12 @@ def time_in_words(seconds: float) -> str:
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
-def _finite(value: Any) -> Any:
+def finite(value: Any) -> Any:
     """What JSON can spell: None where a number is not finite."""
     if isinstance(value, Mapping):
-        return {key: _finite(inner) for key, inner in value.items()}
+        return {key: finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -95,7 +97,7 @@ class Log:
 
     def record(self, step: int, record: Mapping[str, Any]) -> None:
         """One line of metrics.jsonl; TensorBoard gets the numbers in it as `a/b` tags."""
-        self._file.write(json.dumps(_finite({"step": step, **record})) + "\n")
+        self._file.write(json.dumps(finite({"step": step, **record})) + "\n")
         self._file.flush()
         if self._board is not None:
             self._board.write_scalars(step, dict(_scalars(record)))

@@ -11,6 +11,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float
 
+from prompt_tuning import kinds
+
 MakeOptimizer = Callable[[Any], optax.GradientTransformation]  # from a learning rate
 Schedule = Callable[[Any], Any]  # step -> factor on the learning rate
 
@@ -32,6 +34,10 @@ def adafactor(
     from the base checkpoint's step (1,100,000 for the LM-adapted T5), so that its second moments hardly forget; 0 is a
     fresh optimizer. Weight decay is not multiplied by the learning rate.
     """
+    numbers = {"adafactor.decay_rate": decay_rate, "adafactor.min_dim_size_to_factor": min_dim_size_to_factor}
+    kinds.check(kinds.NUMBER, STEP_ORIGIN=step_origin, WEIGHT_DECAY=weight_decay_rate, **numbers)
+    optional = {"adafactor.clipping_threshold": clipping_threshold, "adafactor.momentum": momentum}
+    kinds.check(kinds.NUMBER, True, **optional)
     return optax.adafactor(
         learning_rate,
         min_dim_size_to_factor=min_dim_size_to_factor,
@@ -53,12 +59,14 @@ def constant_schedule(step: Any) -> Any:
 @gin.configurable
 def linear_warmup(step: Any, steps: int = 1000) -> Any:
     """From 0 to 1 in `steps`, constant from there."""
+    kinds.check(kinds.NUMBER, **{"linear_warmup.steps": steps})
     return jnp.minimum(1.0, (step + 1) / steps).astype(jnp.float32)
 
 
 @gin.configurable
 def linear_decay(step: Any, steps: int = 30_000, warmup: int = 0) -> Any:
     """From 0 to 1 in `warmup` steps, then down to 0 at `steps`."""
+    kinds.check(kinds.NUMBER, **{"linear_decay.steps": steps, "linear_decay.warmup": warmup})
     rise = (step + 1) / max(warmup, 1)
     fall = (steps - step) / max(steps - warmup, 1)
     return jnp.clip(jnp.minimum(rise, fall), 0.0, 1.0).astype(jnp.float32)
@@ -67,6 +75,7 @@ def linear_decay(step: Any, steps: int = 30_000, warmup: int = 0) -> Any:
 @gin.configurable
 def inverse_square_root(step: Any, warmup: int = 10_000) -> Any:
     """T5's pre-training schedule, 1 until `warmup` and falling as the root of the step from there."""
+    kinds.check(kinds.NUMBER, **{"inverse_square_root.warmup": warmup})
     return jnp.sqrt(warmup / jnp.maximum(step + 1, warmup)).astype(jnp.float32)
 
 

@@ -84,7 +84,7 @@ def find(place: str | Path) -> Path:
 
     `RUN` is the folder of a run (its MODEL_DIR); without `@STEP` its best prompt is meant.
     """
-    text = str(place)
+    text = str(Path(place).expanduser())
     if Path(text).is_file():
         return Path(text)
     match = re.fullmatch(r"(?P<run>.+?)(:(?P<slot>[^:/]+?))?(@(?P<step>\d+))?", text)

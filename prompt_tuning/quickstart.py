@@ -6,13 +6,13 @@ The paper's Figure 1 in small: a frozen model with a prompt against the same mod
 import argparse
 import dataclasses
 import time
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from rich.table import Table
 
-from prompt_tuning import configure, device, flags, infer, report, split, terminal, train
+from prompt_tuning import configure, device, evaluate, flags, infer, report, split, terminal, tiny, train
+from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.infer import Answerer
 from prompt_tuning.log import bytes_in_words
 from prompt_tuning.run import Opened, Run, open_run
@@ -48,6 +48,10 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--task", default="demo_acceptability", metavar="NAME", help="another demo_... task")
     parser.add_argument("--seed", type=flags.whole_number(0), default=0)
     options = parser.parse_args(argv)
+    if options.task not in tiny.TASKS:
+        raise UserError(
+            f"There is no {options.task}.{nearest(options.task, tiny.TASKS)} Known: {', '.join(tiny.TASKS)}."
+        )
     started = time.monotonic()
     rows = compare(options.out, options.base, options.task, options.seed)
     if rows is None:
@@ -96,10 +100,7 @@ def _configured(file: str, folder: Path, base: str, task: str, seed: int) -> Run
 
 def majority_class(opened: Opened) -> float:
     """Accuracy of always giving the commonest answer, percent."""
-    ((task, examples),) = opened.held_out()[0]
-    answers = [text["targets_pretokenized"] for text in examples.texts]
-    ((commonest, _),) = Counter(answers).most_common(1)
-    return task.score(examples, [commonest] * len(answers))["accuracy"]
+    return infer.mean_metric(evaluate.commonest(opened.held_out()[0]))
 
 
 def without_prompt(opened: Opened) -> float:

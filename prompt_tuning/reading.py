@@ -73,7 +73,7 @@ def _read(options: argparse.Namespace) -> Reading:
     if EMBEDDING not in source.tensors:
         raise UserError(f"The base {source.path} has no embedding table: it is no T5, or a part of one is missing.")
     vocabulary = Vocabulary(spelling)
-    table = np.asarray(source.tensors[EMBEDDING].read(), np.float32)  # of the base, only this is read
+    table = source.read(EMBEDDING)  # of the base, only this is read
     if options.before:
         before: np.ndarray | None = export.load(options.before).vectors
         if before is not None and before.shape != prompt.vectors.shape:

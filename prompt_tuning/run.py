@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from prompt_tuning import configure, device, infer, inits, kept_tasks, kinds, optim, scan, slots, task_file, tiny
-from prompt_tuning.bank import PLACEMENTS
+from prompt_tuning import bank, configure, device, infer, inits, kept_tasks, kinds, optim, scan, slots, task_file, tiny
 from prompt_tuning.base import Base, load_base, random_base
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import LENGTHS, UNCUT, Examples, Mixture, Task, proportional
@@ -230,7 +229,8 @@ class Opened:
         for task in (task for mixture in self.mixtures for task in mixture.tasks if not task.scored):
             raise UserError(
                 f"Task {task.name} has no metric_fns of (targets, predictions), so no answer to it could be told to be"
-                " right. Give it some; text without answers is what @PromptPretraining() and @Pretraining() are for."
+                " right. Give it some. On text without answers @PromptPretraining() and @Pretraining() train, and log"
+                " its loss as they do."
             )
         split = self.run.data.eval_split
         of = split.partition("[")[0]  # of validation[:200]
@@ -282,7 +282,7 @@ def over_prompts(run: Run, prompts: Sequence[tuple[str, Prompt]]) -> Run:
     rows = []
     for name, prompt in prompts:
         card, row = prompt.card, {"name": name, "length": len(prompt.vectors)}
-        row["placement"] = PLACEMENTS.get(card.placement, Slot().placement)
+        row["placement"] = bank.placement(card, name)
         if card.labels:
             row["labels"] = card.labels
         if card.task and not configured:

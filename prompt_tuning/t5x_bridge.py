@@ -183,8 +183,8 @@ def prompt_init(
             if not table:
                 if base_path is None:
                     raise UserError("This init needs the embedding table of the base: set INITIAL_CHECKPOINT_PATH.")
-                table.append(np.asarray(base.open_source(base_path).tensors["token_embedder/embedding"].read()))
-            return table[0][np.asarray(ids)].astype(np.float32)
+                table.append(base.open_source(base_path).read("token_embedder/embedding"))
+            return table[0][np.asarray(ids)]
 
         vocabulary = Vocabulary(_local_copy(vocabulary_file)) if vocabulary_file else None
         start = inits.Start(shape[0], shape[1], embed, vocabulary, tuple(labels))

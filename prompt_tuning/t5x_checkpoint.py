@@ -13,7 +13,7 @@ import tensorstore as ts
 from flax import serialization, traverse_util
 
 from prompt_tuning import disk
-from prompt_tuning.base_source import Source, Tensor, of_a_t5
+from prompt_tuning.base_source import Source, Tensor, numbers, of_a_t5
 from prompt_tuning.errors import UserError
 from prompt_tuning.stack import T5Config
 
@@ -248,18 +248,6 @@ def _alike(path: str, name: str, tensor: Tensor) -> bool:
     """Whether all layers have one table, as in every T5 that was not trained with scanned layers."""
     tables = numbers(path, name, tensor)
     return bool((tables == tables[:, :1]).all())
-
-
-def numbers(path: str, name: str, tensor: Tensor) -> np.ndarray:
-    """All of a tensor in float32. Raises UserError where its files do not hold it."""
-    try:
-        array = tensor.read()
-        if not jnp.issubdtype(array.dtype, jnp.floating):
-            raise ValueError(f"it holds {array.dtype}, not floating point")
-        return np.asarray(array, np.float32)
-    except (ValueError, OSError, NotImplementedError, RuntimeError, MemoryError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
-        raise UserError(f"The tensor {name} in {path} cannot be read ({reason}): copy it again.") from error
 
 
 def _joined(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

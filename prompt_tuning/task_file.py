@@ -213,6 +213,8 @@ def _checked(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
             )
         if metric in ("f1", "macro_f1", "matthews") and not settings["labels"]:
             raise UserError(f"{path}: the metric {metric} needs labels.")
+        if metric == "f1" and (count := len(set(settings["labels"].values()))) != 2:
+            raise UserError(f"{path}: the metric f1 is of the second of two labels, and there are {count}; macro_f1 is of any number.")  # fmt: skip # noqa: E501
     settings |= {split: _listed(path, split, given[split]) for split in SPLITS if split in given}
     if not any(split in settings for split in SPLITS):
         raise UserError(f'{path} names no data; add train, validation or test, as in: train = "train.jsonl".')

@@ -110,7 +110,8 @@ def _train(run: Run, stop: Stop) -> Result:
     if _all_given_up(state):
         raise UserError(
             f"Nothing is left to train: every loss or gradient has been no finite number for {GIVEN_UP} steps."
-            " Lower LEARNING_RATE, set FROZEN_DTYPE=float32, or type prompt-tuning doctor with the same flags."
+            " Type prompt-tuning doctor with the same flags, and start again in another MODEL_DIR with a lower"
+            " LEARNING_RATE or with FROZEN_DTYPE=float32."
         )
     return Result(int(state.step), best, tuple(slot.name for slot in opened.slots), stop.is_set())
 

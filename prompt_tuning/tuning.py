@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import batches, configure, device, infer, job, optim, prompt_file, slots, split
+from prompt_tuning import batches, configure, device, infer, job, kinds, optim, prompt_file, slots, split
 from prompt_tuning.base import save_t5x
 from prompt_tuning.checkpoint import Best
 from prompt_tuning.errors import UserError
@@ -96,12 +96,18 @@ class _OnText:
     scored_by: ClassVar[str] = "minus the loss of a target token"
     eval_examples: int = 1024
 
+    def __post_init__(self) -> None:
+        kinds.check(kinds.WHOLE, **{f"{type(self).__name__}.eval_examples": self.eval_examples})
+
     def feed(self, opened: Opened) -> batches.Feed:
         return batches.StreamedData(opened)
 
     def evaluator(self, opened: Opened) -> Callable[[split.Params], tuple[Metrics, np.ndarray]]:
         answerer, slots = opened.answerer(), range(len(opened.slots))
-        items = batches.StreamedData(opened, opened.run.data.eval_split).first(self.eval_examples)
+        held_out = opened.run.data.eval_split
+        items = batches.StreamedData(opened, held_out).first(self.eval_examples)
+        if len({item.slot for item in items}) < len(slots):
+            raise UserError(f"EVAL_SPLIT {held_out!r} holds no text to compute a loss on.")
 
         def evaluate(params: split.Params) -> tuple[Metrics, np.ndarray]:
             sums = np.zeros((2, len(slots)))  # of log-likelihoods, and of target tokens

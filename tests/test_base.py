@@ -21,6 +21,7 @@ from safetensors.numpy import load_file, save_file
 from prompt_tuning import base as base_module
 from prompt_tuning import split
 from prompt_tuning.base import load_base, save_t5x
+from prompt_tuning.base_source import Source
 from prompt_tuning.errors import UserError
 from prompt_tuning.stack import T5Config
 from prompt_tuning.t5 import parameter_shapes
@@ -216,16 +217,16 @@ def test_weights_are_cast_and_placed_as_asked(hf):
 
 
 def test_no_more_than_a_few_tensors_are_on_the_host_at_once(hf, monkeypatch):
-    alive, most, read = set(), [], base_module._host
+    alive, most, read = set(), [], Source.read
 
-    def watched(source, name, tensor):
-        array = read(source, name, tensor) + np.float32(0)
+    def watched(source, name):
+        array = read(source, name) + np.float32(0)
         alive.add(id(array))
         weakref.finalize(array, alive.discard, id(array))
         most.append(len(alive))
         return array
 
-    monkeypatch.setattr(base_module, "_host", watched)
+    monkeypatch.setattr(Source, "read", watched)
     monkeypatch.setattr(base_module.jax, "device_put", lambda host: jnp.zeros(host.shape))
     load_base(hf)
     assert max(most) <= base_module.WORKERS < len(most)

@@ -68,6 +68,15 @@ def test_a_prompt_that_learned_nothing_is_bad_and_the_exit_code_says_so(home, tm
     assert "[/flat]" in said and "it has learned nothing" in " ".join(said.split()) and "1 bad" in said
 
 
+def test_a_loss_or_the_score_of_another_task_is_compared_with_nothing(home, tmp_path):
+    for n, card in enumerate(({"metric": "minus the loss of a target token"}, {"task": "books"})):
+        card = {"task": "films", "labels": ("negative", "positive"), "score": -3.1, "base": str(home / "base")} | card
+        path = tmp_path / f"{n}.safetensors"
+        prompt_file.save_safetensors(path, prompt_file.Prompt(np.ones((5, 16), np.float32), prompt_file.Card(**card)))
+        found = by_check(doctor.examine(configured(home, tmp_path / "run"), [str(path)]))["baseline"]
+        assert found.verdict == GOOD and "this prompt" not in found.text
+
+
 class Spelled:
     """A vocabulary of whole words, but for what its table says."""
 

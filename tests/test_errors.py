@@ -8,6 +8,7 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 from conftest import flags
@@ -61,6 +62,14 @@ MISTAKES = {
     "a prompt file that is not there": ({"PROMPT_INIT": "@from_file", "PROMPT_FILE": "/no/p.npy"}, "/no/p.npy"),
     "lengths without targets": ({"TASK_FEATURE_LENGTHS": {"inputs": 5}}, "TASK_FEATURE_LENGTHS"),
     "held-out lengths that are none": ({"EVAL_FEATURE_LENGTHS": 512}, "EVAL_FEATURE_LENGTHS is 512"),
+    "a step origin that is no number": ({"STEP_ORIGIN": "abc"}, "STEP_ORIGIN is 'abc'; it is a number"),
+    "a weight decay that is no number": ({"WEIGHT_DECAY": "abc"}, "WEIGHT_DECAY is 'abc'"),
+    "a text that is none": ({"PROMPT_INIT": "@text", "PROMPT_TEXT": 42}, "PROMPT_TEXT is 42; it is text"),
+    "no prompt file": ({"PROMPT_INIT": "@from_file"}, "PROMPT_FILE is None; it is text"),
+    "nothing to sample from": ({"sampled_vocabulary.population": 0}, "sampled_vocabulary.population is 0"),
+    "a scale that is none": ({"PROMPT_INIT": "@random_uniform", "random_uniform.scale": "x"}, "scale is 'x'"),
+    "a fallback by its bare name": ({"class_labels.fallback": "random_uniform"}, "Type @random_uniform."),
+    "no examples to evaluate on": ({"Pretraining.eval_examples": 0, "TUNING": "@Pretraining()"}, "eval_examples is 0"),
     "a tuning that is not made": ({"TUNING": "@ModelTuning"}, "TUNING is"),
     "a dropout rate that is no number": ({"DROPOUT_RATE": "low"}, "DROPOUT_RATE is 'low'"),
     "slots that are no tables": ({"SLOTS": ["a"]}, "list of tables"),
@@ -100,6 +109,28 @@ def test_bad_data_is_named_with_its_file(home, tmp_path, capsys, rows, expected)
     said = complaint(capsys, ["train", *flags(home, tmp_path / "run", TASK_FILE=path)])
     assert expected in said and "rows.jsonl" in said
     assert not (tmp_path / "run").exists()
+
+
+def test_a_prompt_that_stands_where_nobody_knows_is_not_scored(home, tmp_path, capsys):
+    card = prompt_file.Card(task="films", labels=("negative", "positive"), placement="in_the_middle")
+    path = tmp_path / "prompt.safetensors"
+    prompt_file.save_safetensors(path, prompt_file.Prompt(np.zeros((5, 16), np.float32), card))
+    assert "'in_the_middle'" in complaint(capsys, ["eval", "--prompts", str(path), *flags(home, tmp_path / "run")])
+
+
+def test_a_home_folder_may_be_written_as_a_tilde(home, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    prompt_file.save_npy(tmp_path / "prompt.npy", np.zeros((5, 16), np.float32))
+    (tmp_path / "mine.gin").write_text("WEIGHT_DECAY = 0.0\n")
+    settings = {
+        "PROMPT_INIT": "@from_file",
+        "PROMPT_FILE": "~/prompt.npy",
+        "JAX_CACHE_DIR": "~/cache",
+        "TRAIN_STEPS": 1,
+    }
+    assert cli.main(["train", *flags(home, "~/run", **settings), "--gin_file=~/mine.gin"]) == 0
+    assert (tmp_path / "run" / "curves.png").is_file()
+    assert jax.config.jax_compilation_cache_dir == str(tmp_path / "cache")
 
 
 def test_a_prompt_of_another_width_or_length_is_refused(home, tmp_path, capsys):
@@ -248,5 +279,7 @@ def test_help_and_version_answer_without_jax(capsys):
 
 
 def test_what_looks_like_no_reference_is_text():
-    typed = {"runs/a@20": "'runs/a@20'", "md/user@host": "'md/user@host'", "@rank": "@rank", "[@a, @b]": "[@a, @b]"}
-    assert {value: configure.binding(f"X={value}") for value in typed} == {v: f"X = {e}" for v, e in typed.items()}
+    texts = ["runs/a@20", "md/user@host", "score: @home", "mail (@home)"]
+    references = ["@rank", "[@a, @b]", "{'init': @a}", "%LEARNING_RATE"]
+    assert [configure.binding(f"X={text}") for text in texts] == [f"X = {text!r}" for text in texts]
+    assert [configure.binding(f"X={given}") for given in references] == [f"X = {given}" for given in references]

@@ -55,6 +55,11 @@ def test_a_quickstart_that_is_stopped_goes_on_when_it_is_typed_again(folder, tmp
     assert "majority class" in out.text and "goes on" not in out.text.split("1/2")[-1]
 
 
+def test_a_task_that_does_not_come_along_is_named(capsys):
+    assert cli.main(["quickstart", "--task", "demo_acceptabilty"]) == 2
+    assert "'demo_acceptability'" in capsys.readouterr().err
+
+
 def test_the_majority_class_of_a_balanced_task_is_half(folder, tmp_path):
     names = {"MODEL_DIR": str(tmp_path), "INITIAL_CHECKPOINT_PATH": str(folder)}
     configure.parse([quickstart.PROMPT], [f"{name} = {value!r}" for name, value in names.items()])

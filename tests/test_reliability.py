@@ -150,6 +150,8 @@ def test_a_damaged_base_is_never_read_as_another(home, tmp_path):
         damaged(chunk, how)
         with pytest.raises(UserError, match="damaged or incomplete: copy it again"):
             base.load_base(tmp_path / "base")
+        with pytest.raises(UserError, match="damaged or incomplete: copy it again"):
+            base.open_source(tmp_path / "base").read("token_embedder/embedding")  # as interpret does
         chunk.write_bytes(data)
     assert base.load_base(tmp_path / "base").digest == whole
 

@@ -184,6 +184,10 @@ def test_the_first_examples_of_a_split_can_be_had_alone(write):
         (NLI.replace('target = "label"', ""), "target is missing"),
         (NLI.replace("{hypothesis}", "x").replace("{premise}", "y"), "names no column"),
         (NLI.replace('train = "train.jsonl"', ""), "names no data"),
+        (
+            NLI.replace('"neutral"', '"neutral", "none"') + 'metric = "f1"',
+            "f1 is of the second of two labels, and there are 3; macro_f1",
+        ),
         (NLI + 'metric = "acuracy"', "unknown metric 'acuracy'.*'accuracy'"),
         (NLI.replace('"neutral"', '"中立"'), "cannot spell the label '中立'"),
         ("inputs = ", "not TOML"),

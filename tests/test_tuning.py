@@ -144,6 +144,22 @@ def test_tasks_that_are_evaluated_together_are_not_read_again_for_their_rates(ho
     assert [task.name for task, _ in opened.held_out()[0]] == ["a", "b"] and set(read) == {"validation"}
 
 
+@pytest.mark.parametrize("split, said", [("train", "nothing to train on"), ("validation", "holds no text")])
+def test_an_empty_corpus_is_named_before_anything_is_trained(home, text, tmp_path, capsys, split, said):
+    (tmp_path / "corpus").mkdir()
+    for name in ("train", "validation"):
+        lines = "" if name == split else (text / "corpus" / f"{name}.txt").read_text()
+        (tmp_path / "corpus" / f"{name}.txt").write_text(lines)
+    assert cli.main(["train", *pretraining(home, text, tmp_path / "run", DATA_DIR=tmp_path)]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_the_first_examples_of_a_text_are_evaluated_on_alone(home, text, tmp_path):
+    given = pretraining(home, text, tmp_path, EVAL_SPLIT="validation[:5]")
+    configure.parse(bindings=[configure.binding(flag.removeprefix("--gin.")) for flag in given])
+    assert len(batches.StreamedData(open_run(Run()), "validation[:5]").first(16)) == 5
+
+
 def test_a_loss_is_shown_as_one_and_a_negative_metric_as_it_is():
     assert tuning.Pretraining().shown(-5.25) == 5.25 and tuning.PromptTuning().shown(-2.0) == -2.0
 

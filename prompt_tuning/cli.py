@@ -194,21 +194,21 @@ def _infer(argv: list[str]) -> int:
 
 
 def _export(argv: list[str]) -> int:
-    from prompt_tuning import travel
+    from prompt_tuning import export_command
 
-    return travel.export_main(travel.export_parser().parse_args(argv))
+    return export_command.export_main(export_command.export_parser().parse_args(argv))
 
 
 def _import(argv: list[str]) -> int:
-    from prompt_tuning import travel
+    from prompt_tuning import export_command
 
-    return travel.import_main(travel.import_parser().parse_args(argv))
+    return export_command.import_main(export_command.import_parser().parse_args(argv))
 
 
 def _interpret(argv: list[str]) -> int:
-    from prompt_tuning import reading
+    from prompt_tuning import interpret_command
 
-    return reading.main(reading.parser().parse_args(argv))
+    return interpret_command.main(interpret_command.parser().parse_args(argv))
 
 
 def _serve(argv: list[str]) -> int:
@@ -250,9 +250,9 @@ def _serve(argv: list[str]) -> int:
 
 
 def _data(argv: list[str]) -> int:
-    from prompt_tuning import catalogue
+    from prompt_tuning import data_command
 
-    return catalogue.main(argv)
+    return data_command.main(argv)
 
 
 def _quickstart(argv: list[str]) -> int:

@@ -1,6 +1,6 @@
 """Every dataset of both papers as a SeqIO task, and the demonstration; importing registers all and reads no data."""
 
-from tasks import demo, glue, mrqa, nli, pretraining, rainbow, spot, summarization, superglue, transfer
+from tasks import demo, glue, mrqa, nli, paraphrase, pretraining, rainbow, spot, summarization, superglue
 from tasks.reference_names import own_name
 
 __all__ = [
@@ -9,10 +9,10 @@ __all__ = [
     "mrqa",
     "nli",
     "own_name",
+    "paraphrase",
     "pretraining",
     "rainbow",
     "spot",
     "summarization",
     "superglue",
-    "transfer",
 ]

@@ -273,7 +273,7 @@ def test_only_the_data_room_imports_tensorflow():
     code = """
 import importlib, pkgutil, sys
 import prompt_tuning
-for name in ("vocabulary", "task_file", "records", "metrics", "catalogue", "prepare"):
+for name in ("vocabulary", "task_file", "records", "metrics", "data_command", "prepare"):
     importlib.import_module("prompt_tuning." + name)
 assert not {"tensorflow", "seqio", "tensorflow_datasets"} & set(sys.modules), "TensorFlow was imported"
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
-from prompt_tuning import catalogue, prepare
+from prompt_tuning import data_command, prepare
 from prompt_tuning.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +47,7 @@ def data_dir(tmp_path: Path) -> str:
 
 
 def test_list_names_each_task_with_its_answers_and_metrics(capsys):
-    assert catalogue.main(["list", "superglue*"]) == 0
+    assert data_command.main(["list", "superglue*"]) == 0
     printed = capsys.readouterr().out
     assert "entailment, contradiction, neutral" in printed
     assert "mean_class_f1, accuracy" in printed
@@ -58,12 +58,12 @@ def test_list_names_each_task_with_its_answers_and_metrics(capsys):
 
 def test_list_of_nothing_says_so():
     with pytest.raises(UserError, match="No task or mixture matches 'nothing"):
-        catalogue.main(["list", "nothing*"])
+        data_command.main(["list", "nothing*"])
 
 
 def test_show_prints_sizes_majority_lengths_and_examples(capsys, tmp_path, model):
     arguments = ["show", "superglue_cb", "--data_dir", data_dir(tmp_path), "--vocabulary", str(model)]
-    assert catalogue.main([*arguments, "--lengths", "100", "20"]) == 0
+    assert data_command.main([*arguments, "--lengths", "100", "20"]) == 0
     printed = " ".join(capsys.readouterr().out.split())
     assert "train 3 neutral 66.7 %" in printed
     assert "33.3 %" in printed  # of the inputs are cut
@@ -76,7 +76,7 @@ def test_show_of_a_task_file_needs_no_tensorflow(tmp_path, model):
     task = tmp_path / "mine.toml"
     task.write_text('inputs = "text: {text}"\ntarget = "label"\nlabels = ["no", "yes"]\ntrain = "train.csv"\n')
     code = (
-        "import sys; from prompt_tuning.catalogue import main; "
+        "import sys; from prompt_tuning.data_command import main; "
         f"main(['show', '--task_file', {str(task)!r}, '--vocabulary', {str(model)!r}]); "
         "assert 'tensorflow' not in sys.modules"
     )
@@ -89,13 +89,13 @@ def test_show_prints_brackets_in_labels_as_they_are(capsys, tmp_path, model):
     (tmp_path / "train.csv").write_text("text,label\ngood,1\nbad,0\nworse,0\n")
     task = tmp_path / "mine.toml"
     task.write_text('inputs = "{text}"\ntarget = "label"\nlabels = ["[/no]", "[b]"]\ntrain = "train.csv"\n')
-    assert catalogue.main(["show", "--task_file", str(task), "--vocabulary", str(model)]) == 0
+    assert data_command.main(["show", "--task_file", str(task), "--vocabulary", str(model)]) == 0
     printed = capsys.readouterr().out
     assert "answers: [/no], [b]" in printed and "[/no] 66.7 %" in printed
 
 
 def test_show_of_a_mixture_prints_its_rates(capsys, model):
-    catalogue.main(["show", "superglue", "--vocabulary", str(model)])
+    data_command.main(["show", "superglue", "--vocabulary", str(model)])
     printed = capsys.readouterr().out
     assert "superglue_record" in printed
     assert "0.7532" in printed  # 138,854 of 184,351
@@ -103,7 +103,7 @@ def test_show_of_a_mixture_prints_its_rates(capsys, model):
 
 def test_show_without_a_name_asks_for_one(model):
     with pytest.raises(UserError, match="Give the name of a task, or --task_file"):
-        catalogue.main(["show", "--vocabulary", str(model)])
+        data_command.main(["show", "--vocabulary", str(model)])
 
 
 # ---------------------------------------------------------------- prepare
@@ -130,9 +130,9 @@ def published(tmp_path, monkeypatch) -> Path:
 
 
 def test_prepare_downloads_unpacks_and_verifies(published, capsys):
-    assert catalogue.main(["prepare", "--data_dir", str(published), "--verify"]) == 1
+    assert data_command.main(["prepare", "--data_dir", str(published), "--verify"]) == 1
     assert "missing train.jsonl, missing val.jsonl" in capsys.readouterr().out
-    assert catalogue.main(["prepare", "--data_dir", str(published)]) == 0
+    assert data_command.main(["prepare", "--data_dir", str(published)]) == 0
     assert "whole" in capsys.readouterr().out
     assert (published / "superglue/CB/test.jsonl").is_file()
     assert sorted(p.name for p in (published / "superglue/CB").iterdir()) == ["test.jsonl", "train.jsonl", "val.jsonl"]
@@ -143,17 +143,17 @@ def test_prepare_downloads_unpacks_and_verifies(published, capsys):
 
 
 def test_prepare_notices_a_changed_file_and_loses_none(published, capsys):
-    catalogue.main(["prepare", "--data_dir", str(published)])
+    data_command.main(["prepare", "--data_dir", str(published)])
     with (published / "superglue/CB/val.jsonl").open("a") as file:
         file.write("{}\n")
-    assert catalogue.main(["prepare", "CB", "--data_dir", str(published)]) == 1
+    assert data_command.main(["prepare", "CB", "--data_dir", str(published)]) == 1
     assert "changed val.jsonl" in capsys.readouterr().out
 
 
 def test_prepare_lists_what_could_not_be_had_and_where_it_is(published, capsys, monkeypatch):
     gone = (published / "nowhere.zip").as_uri()
     monkeypatch.setattr(prepare, "SETS", [prepare.Published("glue/RTE", prepare.TABLES, (gone,))])
-    assert catalogue.main(["prepare", "--data_dir", str(published)]) == 1
+    assert data_command.main(["prepare", "--data_dir", str(published)]) == 1
     printed = capsys.readouterr().out
     assert "could not download" in printed
     assert gone in printed
@@ -163,7 +163,7 @@ def test_prepare_lists_what_could_not_be_had_and_where_it_is(published, capsys, 
 def test_a_download_with_another_checksum_is_refused(published, capsys, monkeypatch):
     url = prepare.SETS[0].urls[0]
     monkeypatch.setattr(prepare, "published_sums", lambda: {url: "0" * 64})
-    assert catalogue.main(["prepare", "CB", "--data_dir", str(published)]) == 1
+    assert data_command.main(["prepare", "CB", "--data_dir", str(published)]) == 1
     assert "expects 000000" in capsys.readouterr().out
     assert not (published / "superglue/CB/train.jsonl").exists()
 
@@ -175,7 +175,7 @@ def test_the_published_checksums_cover_every_zip():
 
 def test_an_unknown_set_offers_the_nearest():
     with pytest.raises(UserError, match=r"No set is called 'Boolq'.*'BoolQ'"):
-        catalogue.main(["prepare", "Boolq", "--data_dir", "x"])
+        data_command.main(["prepare", "Boolq", "--data_dir", "x"])
 
 
 def test_a_bare_name_means_every_set_of_that_name():
@@ -191,4 +191,4 @@ def test_a_bare_name_means_every_set_of_that_name():
 def test_damaged_checksums_are_named(tmp_path, content, said):
     (tmp_path / prepare.SUMS).write_bytes(content)
     with pytest.raises(UserError, match=said):
-        catalogue.main(["prepare", "--verify", "--data_dir", str(tmp_path)])
+        data_command.main(["prepare", "--verify", "--data_dir", str(tmp_path)])

@@ -25,6 +25,11 @@ FINISHED = "finished.json"
 NO_MATTER = ("model_dir", "slots", "grid", "log_period", "eval_batch_size", "jax_cache_dir")  # for what prompts become
 
 
+def may_start(source: str, target: str) -> bool:
+    """Whether a target may start from a source: not from its own task, nor from a mixture that it is a part of."""
+    return not set(target.split("+")) <= set(source.split("+"))
+
+
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
 class Spot:
@@ -59,11 +64,14 @@ class Spot:
         kinds.check(kinds.FUNCTION, **of("source_init", "similarity", "retrieve"))
         for target in self.targets:
             if not self.sources_of(target):
-                raise UserError(f"There is no source for the target {target}: a task is no source of itself.")
+                raise UserError(
+                    f"There is no source for the target {target}: a task is no source of itself, nor is a mixture that"
+                    " it is a part of."
+                )
 
     def sources_of(self, target: str) -> list[str]:
-        """The sources that a target may start from: all but itself, and what it is a part of."""
-        return [source for source in self.sources if target not in (source, *source.split("+"))]
+        """The sources that a target may start from."""
+        return [source for source in self.sources if may_start(source, target)]
 
     def check(self, run: Run, tops: Mapping[str, Sequence[int]]) -> None:
         """Raises UserError where settings do not fit each other; `tops` are the k that will be wanted, by name."""
@@ -241,9 +249,9 @@ class Compared:
     targets: dict[Key, int]
 
     def of_target(self, target: Key, similarity: spot.Similarity) -> dict[Key, float]:
-        """How alike each source prompt is to one target prompt; the target's own task is left out."""
+        """How alike each source prompt is to one target prompt, of those that it may start from."""
         values = similarity(self.both)[:, self.targets[target]]
-        return {key: float(values[i]) for key, i in self.sources.items() if key[0] != target[0]}
+        return {key: float(values[i]) for key, i in self.sources.items() if may_start(key[0], target[0])}
 
 
 def compare(settings: Spot, scratch: Scratch, folder: Path) -> Compared:

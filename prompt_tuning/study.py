@@ -37,14 +37,14 @@ def study(settings: Spot, run: Run) -> Findings:
 
 
 def every_pair(settings: Spot) -> dict[tuple[Key, str], Retuning]:
-    """Each source prompt for each target but its own task, the target trained with the source's seed."""
+    """Each source prompt for each target that may start from it, the target trained with the source's seed."""
     pairs = itertools.product(settings.targets, settings.sources, settings.seeds)
     return {
         ((source, seed), target): Retuning(
             target, seed, spot.Pick((spot_steps.source_name((source, seed)),)),
             f"target-{label(target)}-seed{seed}-from-{label(source)}-seed{seed}",
         )
-        for target, source, seed in pairs if source != target
+        for target, source, seed in pairs if spot_steps.may_start(source, target)
     }  # fmt: skip
 
 
@@ -70,9 +70,9 @@ def findings(settings: Spot, scratch: Scratch, compared: Compared, scores: dict[
     rows = np.array([[compared.sources[s, r] for r in seeds] for s in sources])
     columns = np.array([[compared.targets[t, r] for r in seeds] for t in targets])
     alike = compared.both[:, rows[None, None], columns[:, :, None, None]]  # [2 T R S R]
-    own = [(t, s) for t, target in enumerate(targets) for s, source in enumerate(sources) if source == target]
-    for t, s in own:
-        alike[:, t, :, s] = math.nan
+    for (t, target), (s, source) in itertools.product(enumerate(targets), enumerate(sources)):
+        if not spot_steps.may_start(source, target):
+            alike[:, t, :, s] = math.nan
     found = Findings(
         sources=[label(s) for s in sources], targets=[label(t) for t in targets], seeds=list(seeds),
         baseline=baseline, scores=table, similarity=alike, heat=_heat(settings, compared),

@@ -129,7 +129,7 @@ def _cells(axes: Any, values: np.ndarray, word: Any, dark: Any) -> None:
     axes.set_xticks(np.arange(values.shape[1] + 1) - 0.5, minor=True)
     axes.set_yticks(np.arange(values.shape[0] + 1) - 0.5, minor=True)
     axes.grid(which="minor", color="white", linewidth=1.5)
-    axes.set_facecolor("#f1f2f5")  # a task is not its own source
+    axes.set_facecolor("#f1f2f5")  # a target may not start from every source
 
 
 def _ticks(axes: Any, across: list[str], down: list[str]) -> None:

@@ -54,7 +54,7 @@ class Retrieval:
 
 @dataclasses.dataclass
 class Findings:
-    """A study's numbers in percent: T targets, S sources, R seeds; NaN where a task would be its own source."""
+    """A study's numbers in percent: T targets, S sources, R seeds; NaN where a target may not start from a source."""
 
     sources: list[str]
     targets: list[str]
@@ -145,7 +145,7 @@ def markdown(found: Findings) -> str:
         "# Transfer study (SPoT)\n",
         f"{len(found.sources)} sources x {len(found.targets)} targets x {seeds} seeds: {count} source prompts, compared"
         f" at step {found.embedding_step} by {found.chosen}. Validation scores in percent, mean ± deviation over seeds."
-        " No task is its own source.\n",
+        " No task starts from itself or from a mixture that it is a part of.\n",
         "## Relative error reduction\n",
         "In parentheses and in the picture: the percentage of the error without transfer that each takes away.\n",
         "![relative error reduction](error_reduction.png)\n",

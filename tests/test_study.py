@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prompt_tuning import spot, study, study_pictures, study_report
+from prompt_tuning import spot, spot_steps, study, study_pictures, study_report
 from prompt_tuning.spot_steps import Compared, Scratch, Spot, Tuned
 from prompt_tuning.study_report import Findings
 
@@ -84,6 +84,18 @@ def test_similarities_of_tasks_leave_a_prompt_with_itself_out(found, both):
     assert tasks == ["a", "b", "c", "d"], "a task that is source and target stands once, as a source"
     assert values[0, 0] == pytest.approx(both[spot.AVERAGE, 0, 1])
     assert values[0, 3] == pytest.approx(both[spot.AVERAGE][:2, 8:10].mean())
+
+
+def test_a_target_starts_from_no_mixture_that_it_is_a_part_of():
+    settings = Spot(sources=("a+cb", "b"), targets=("cb",), seeds=(0,))
+    compared = Compared(np.full((2, 3, 3), 0.5), {("a+cb", 0): 0, ("b", 0): 1}, {("cb", 0): 2})
+    picks = spot_steps.picked(settings, compared, ("cb", 0), spot.best_of_top_k, 1)
+    assert picks == [spot.Pick(("source-b-seed0",))]
+    assert list(study.every_pair(settings)) == [(("b", 0), "cb")]
+    scratch = Scratch({s: tuned(s[0], 80) for s in compared.sources}, {("cb", 0): tuned("cb", 70)})
+    found = study.findings(settings, scratch, compared, {(("b", 0), "cb"): 75.0})
+    assert np.isnan(found.similarity[:, 0, 0, :, 0]).tolist() == [[True, False]] * 2
+    assert spot_steps.may_start("cb", "a+cb") and not spot_steps.may_start("b+a", "a+b"), "a part may start the whole"
 
 
 def test_tasks_that_are_alike_stand_together():

@@ -14,15 +14,14 @@ from typing import Any
 import gin
 import numpy as np
 
-from prompt_tuning import configure, inits, kinds, prompt_file, slots, spot
+from prompt_tuning import inits, kinds, prompt_file, slots, spot
 from prompt_tuning.checkpoint import changes
 from prompt_tuning.errors import UserError
 from prompt_tuning.run import Run
-from prompt_tuning.train import train
+from prompt_tuning.train import settings_of, train
 from prompt_tuning.tuning import PromptTuning
 
 FINISHED = "finished.json"
-NO_MATTER = ("model_dir", "slots", "grid", "log_period", "eval_batch_size", "jax_cache_dir")  # for what prompts become
 
 
 def may_start(source: str, target: str) -> bool:
@@ -146,11 +145,12 @@ class Steps:
     def _bank(self, folder: Path, rows: Sequence[Mapping[str, Any]], train_steps: int) -> dict[str, Tuned]:
         run = dataclasses.replace(self.run, model_dir=str(folder), slots=rows, train_steps=train_steps)
         plan = self._plan(run)
-        if (folder / FINISHED).is_file():
-            finished = json.loads((folder / FINISHED).read_text("utf-8"))
-            _refuse_other(folder, finished["plan"], plan)
+        finished = json.loads((folder / FINISHED).read_text("utf-8")) if (folder / FINISHED).is_file() else None
+        if finished:
+            _refuse_other(folder, _plan_of(finished), plan)
+        if finished and "settings" in finished["plan"]:
             print(f"{folder} is finished: {len(rows)} prompts, {finished['last']} steps", flush=True)
-        else:
+        else:  # or finished by an earlier version: its checkpoint, which is at the last step, compares the settings
             finished = _train(run) | {"plan": plan}
             with prompt_file.replacing(folder / FINISHED) as file:
                 file.write(json.dumps(finished, indent=1).encode())
@@ -160,22 +160,12 @@ class Steps:
         }
 
     def _plan(self, run: Run) -> dict[str, Any]:
-        """Everything that decides what the prompts become, as text; folders as seen from MODEL_DIR."""
-        text = lambda value: str(value).replace(str(self.run.folder), "MODEL_DIR")
-        told = lambda thing, leave=(): {
-            key: text(value)
-            for f in dataclasses.fields(thing) if f.name not in leave
-            for key, value in _named(f.name, getattr(thing, f.name)).items()
-        }  # fmt: skip
-        made = slots.expand(run.slots, None)
-        return {"run": told(run, NO_MATTER), "slots": {slot.name: told(slot, ("name",)) for slot in made}}
-
-
-def _named(name: str, value: Any) -> dict[str, Any]:
-    """A setting by its name; of a function its word, and what gin gives to it."""
-    if not callable(value):
-        return {name: value}
-    return {name: configure.word(value)} | {f"{name}.{of}": bound for of, bound in configure.bound(value).items()}
+        """What a resumed run is held to, its steps and what it is tuned over; folders as seen from MODEL_DIR."""
+        told = settings_of(run, run.tuning.slots(run)) | {"train_steps": run.train_steps, "base": run.frozen.path}
+        told |= {"vocabulary_file": run.frozen.vocabulary_file, "module": run.data.module}
+        named = {slot.pop("name"): slot for slot in told.pop("slots")}
+        text = json.dumps({"settings": told, "slots": named}, default=str, ensure_ascii=False)
+        return json.loads(text.replace(f"{self.run.folder}/", "MODEL_DIR/"))
 
 
 def _train(run: Run) -> dict[str, Any]:
@@ -192,12 +182,19 @@ def _train(run: Run) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def _plan_of(finished: dict[str, Any]) -> dict[str, Any]:
+    """The plan that a step was finished under; of an earlier version's, which has another form, what is sure."""
+    if "settings" in finished["plan"]:
+        return finished["plan"]
+    return {"settings": {"train_steps": finished["last"]}, "slots": {name: {} for name in finished["slots"]}}
+
+
 def _refuse_other(folder: Path, old: dict[str, Any], new: dict[str, Any]) -> None:
-    flat = lambda plan: (
-        plan["run"] | {f"{slot}.{k}": v for slot, told in plan["slots"].items() for k, v in told.items()}
-    )
-    changed = changes(flat(old), flat(new))
-    changed += [f"the slot {slot} is another" for slot in sorted(old["slots"].keys() ^ new["slots"].keys())]
+    was, now = old["slots"], new["slots"]
+    changed = changes(old["settings"], new["settings"])
+    for slot in sorted(was.keys() | now.keys()):
+        both = slot in was and slot in now
+        changed += changes(was[slot], now[slot], f"{slot}: ") if both else [f"the slot {slot} is another"]
     if changed:
         more = f" and {len(changed) - 5} more" if len(changed) > 5 else ""
         raise UserError(

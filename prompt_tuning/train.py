@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import gin
@@ -36,6 +36,7 @@ from prompt_tuning.preemption import Interrupted, Stop
 from prompt_tuning.program import Program
 from prompt_tuning.progress import bar
 from prompt_tuning.run import Opened, Run, open_run
+from prompt_tuning.slots import Slot
 from prompt_tuning.step import GIVEN_UP, Model, TrainState, train_step
 from prompt_tuning.tuning import Metrics  # and gin's names of the tunings
 
@@ -64,7 +65,7 @@ def _train(run: Run, stop: Stop) -> Result:
     optimizer, evaluate, feed = way.optimizer(opened), way.evaluator(opened), way.feed(opened)
     state, frozen = first_state(opened, optimizer)
     best = Best.none(way.kept(state.trainable), len(opened.slots))
-    identity = Identity(opened.base.digest, _settings(opened) | {"training examples": feed.digest})
+    identity = Identity(opened.base.digest, settings_of(run, opened.slots) | {"training examples": feed.digest})
 
     held = job.first(run_folder.held(run.folder))
     with held, contextlib.closing(Checkpointer(run.folder)) as saved, device.on(opened.mesh):
@@ -193,18 +194,17 @@ def first_state(opened: Opened, optimizer: optim.Optimizer) -> tuple[TrainState,
     return TrainState(trainable, opt_state, everywhere(step), everywhere(rng), everywhere(failures)), frozen
 
 
-def _settings(opened: Opened) -> dict[str, Any]:
+def settings_of(run: Run, slots: Sequence[Slot]) -> dict[str, Any]:
     """Everything that decides what the prompts become and which step's are the best, as plain values.
 
     Not where it is computed, and so not FROZEN_DTYPE: a run may go on on another kind of machine.
     """
-    run = opened.run
     word = lambda value: configure.word(value) if callable(value) else value
-    described = [{f.name: word(getattr(s, f.name)) for f in dataclasses.fields(s)} for s in opened.slots]
+    described = [{f.name: word(getattr(s, f.name)) for f in dataclasses.fields(s)} for s in slots]
     names = ("batch_size", "rows_at_once", "packing", "z_loss", "dropout_rate", "eval_period")
     tuned = type(run.tuning).__name__, {f.name: getattr(run.tuning, f.name) for f in dataclasses.fields(run.tuning)}
     functions = {"optimizer": run.optimizer, "schedule": run.schedule}
-    functions |= {f"init of {slot.name}": slot.init for slot in opened.slots}
+    functions |= {f"init of {slot.name}": slot.init for slot in slots}
     settings = {name: getattr(run, name) for name in names} | {"slots": described, "lengths": dict(run.data.lengths)}
     settings["tuning"] = {tuned[0]: tuned[1]}
     settings |= {"eval_split": run.data.eval_split, "eval_lengths": dict(run.data.eval_lengths or {})}
@@ -218,7 +218,7 @@ def _computed(opened: Opened, model: Model) -> dict[str, Any]:
     functions = [
         f"{f.__module__}.{f.__qualname__}" for f in (run.optimizer, run.schedule) if hasattr(f, "__qualname__")
     ]
-    return _settings(opened) | {"model": model, "functions": functions}
+    return settings_of(run, opened.slots) | {"model": model, "functions": functions}
 
 
 def _ledger(opened: Opened, feed: Feed, shape: layout.Shape, state: TrainState, frozen: split.Params) -> dict[str, str]:

@@ -14,7 +14,7 @@ from typing import Any
 import gin
 import numpy as np
 
-from prompt_tuning import inits, kinds, prompt_file, slots, spot
+from prompt_tuning import inits, job, kinds, prompt_file, slots, spot
 from prompt_tuning.checkpoint import changes
 from prompt_tuning.errors import UserError
 from prompt_tuning.run import Run
@@ -122,8 +122,13 @@ def until_stopped(work: Callable[[Spot, Run], Any], settings: Spot, run: Run) ->
     try:
         work(settings, run)
     except Stopped as stopped:
-        print(f"{stopped}: the same command goes on from there")
+        _say(f"{stopped}: the same command goes on from there")
     return 0
+
+
+def _say(text: str) -> None:
+    if job.writes():
+        print(text, flush=True)
 
 
 class Steps:
@@ -149,11 +154,13 @@ class Steps:
         if finished:
             _refuse_other(folder, _plan_of(finished), plan)
         if finished and "settings" in finished["plan"]:
-            print(f"{folder} is finished: {len(rows)} prompts, {finished['last']} steps", flush=True)
+            _say(f"{folder} is finished: {len(rows)} prompts, {finished['last']} steps")
         else:  # or finished by an earlier version: its checkpoint, which is at the last step, compares the settings
             finished = _train(run) | {"plan": plan}
-            with prompt_file.replacing(folder / FINISHED) as file:
-                file.write(json.dumps(finished, indent=1).encode())
+            if job.writes():
+                with prompt_file.replacing(folder / FINISHED) as file:
+                    file.write(json.dumps(finished, indent=1).encode())
+            job.together("a step of spot is finished")  # and all can read the prompts that process 0 has written
         return {
             name: Tuned(str(folder), name, score, step, finished["last"])
             for name, (score, step) in finished["slots"].items()
@@ -170,7 +177,7 @@ class Steps:
 
 def _train(run: Run) -> dict[str, Any]:
     """What a training came to, and the seconds it took; raises Stopped if it was asked to stop before its end."""
-    print(f"{run.folder}: {len(run.slots or ())} prompts, {run.train_steps} steps", flush=True)
+    _say(f"{run.folder}: {len(run.slots or ())} prompts, {run.train_steps} steps")
     clock, processor = time.monotonic(), time.process_time()
     result = train(run)
     found = list(zip(result.names, result.best.score, result.best.step, strict=True))
@@ -263,8 +270,9 @@ def compare(settings: Spot, scratch: Scratch, folder: Path) -> Compared:
         "average_tokens": np.round(both[spot.AVERAGE], 6).tolist(),
         "per_token_average": np.round(both[spot.PER_TOKEN], 6).tolist(),
     }  # fmt: skip
-    with prompt_file.replacing(folder / "similarity.json") as file:
-        file.write(json.dumps(written, default=float).encode())
+    if job.writes():
+        with prompt_file.replacing(folder / "similarity.json") as file:
+            file.write(json.dumps(written, default=float).encode())
     return found
 
 

@@ -10,7 +10,7 @@ import math
 import numpy as np
 from jaxtyping import Float
 
-from prompt_tuning import spot, spot_steps, study_report
+from prompt_tuning import job, spot, spot_steps, study_report
 from prompt_tuning.run import Run
 from prompt_tuning.spot_steps import Compared, Key, Retuning, Scratch, Spot, Steps, label
 from prompt_tuning.study_report import Findings, Retrieval
@@ -32,7 +32,8 @@ def study(settings: Spot, run: Run) -> Findings:
     for name, group in several.items():
         found.retrieval.append(_gain(name, found, [[tuned[r.name].score for r in group if r.target == t]
                                                    for t in settings.targets]))  # fmt: skip
-    study_report.write(run.folder, found)
+    if job.writes():
+        study_report.write(run.folder, found)
     return found
 
 

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,7 +10,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from prompt_tuning import prompt_file, spot, spot_steps, terminal
+from prompt_tuning import job, prompt_file, spot, spot_steps, terminal
 from prompt_tuning.run import Run
 from prompt_tuning.spot_steps import Compared, Retuning, Spot, Steps, Tuned, label
 from prompt_tuning.study_report import mean_and_deviation, no_nan
@@ -61,7 +60,8 @@ def transfer(settings: Spot, run: Run) -> list[Outcome]:
         )
         for target in settings.targets
     ]
-    _write(settings, run.folder, compared, outcomes)
+    if job.writes():
+        _write(settings, run.folder, compared, outcomes)
     return outcomes
 
 
@@ -81,8 +81,8 @@ def _short(pick: spot.Pick) -> str:
 def _write(settings: Spot, folder: Path, compared: Compared, outcomes: Sequence[Outcome]) -> None:
     best = [max(outcome.best, key=lambda pair: pair[1].score)[1] for outcome in outcomes]
     for outcome, tuned in zip(outcomes, best, strict=True):
-        (folder / "prompts").mkdir(exist_ok=True)
-        shutil.copyfile(prompt_file.find(tuned.best), folder / "prompts" / f"{label(outcome.target)}.safetensors")
+        with prompt_file.replacing(folder / "prompts" / f"{label(outcome.target)}.safetensors") as file:
+            file.write(prompt_file.find(tuned.best).read_bytes())
     plain = [_plain(settings, compared, outcome) for outcome in outcomes]
     for name, content in (
         ("spot.json", json.dumps(no_nan(plain), indent=1, allow_nan=False)),

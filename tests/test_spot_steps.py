@@ -2,13 +2,15 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
+import processes
 import pytest
 from conftest import WORDS, flags, reviews
 
-from prompt_tuning import cli, prompt_file, spot, spot_steps, study_report
+from prompt_tuning import cli, job, prompt_file, spot, spot_steps, study_report
 
 ABOUT = ("love", "war", "rain")
 LABELS = {"films": ("negative", "positive"), "about": ABOUT, "dull": ("weak", "fine")}
@@ -177,7 +179,7 @@ def test_a_mixture_of_the_most_alike_is_tuned_and_its_last_prompt_starts_the_tar
     assert starts == {f"{folder / 'mixtures'}:{name}@4" for name in mixtures}
 
 
-def test_a_study_compares_every_pair_and_no_task_with_itself(home, tasks, tmp_path):
+def test_a_study_compares_every_pair_and_no_task_with_itself(home, tasks, tmp_path, monkeypatch):
     place = lambda *names: [str(tasks / f"{name}.toml") for name in names]
     names = {"SOURCES": place("films", "about", "dull"), "TARGETS": place("dull", "about"), "TRAIN_STEPS": 2,
              "EMBEDDING_STEP": 2, "AVERAGE_TOP": [2], "BANK_SLOTS": 8}  # fmt: skip
@@ -200,6 +202,39 @@ def test_a_study_compares_every_pair_and_no_task_with_itself(home, tasks, tmp_pa
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
     text = (tmp_path / "study.md").read_text()
     assert "76.7 ± 0.7" in text and "best of top-1 by per_token_average" in text
+    (tmp_path / "study.md").unlink()
+    monkeypatch.setattr(job, "writes", lambda: False)
+    assert cli.main(argv(home, tmp_path, tasks, "--study", **names)) == 0
+    assert not (tmp_path / "study.md").exists(), "one process of several writes it"
+
+
+def test_of_several_processes_one_writes_and_speaks_and_the_others_wait(
+    home, tasks, transferred, tmp_path, capsys, monkeypatch
+):
+    folder, waits = tmp_path / "run", []
+    shutil.copytree(transferred, folder)
+    made = ("spot.md", "spot.json", "similarity.json", "prompts/dull.safetensors")
+    for name in (*made, f"from_scratch/{spot_steps.FINISHED}"):
+        (folder / name).unlink()
+    stamps = lambda: {f: f.stat().st_mtime_ns for f in folder.rglob("*") if f.is_file()}
+    before = stamps()
+    monkeypatch.setattr(job, "writes", lambda: False)
+    monkeypatch.setattr(job, "together", waits.append)
+    assert cli.main(argv(home, folder, tasks)) == 0
+    assert stamps() == before and capsys.readouterr().out == ""
+    assert waits[-1] == "a step of spot is finished"
+
+
+@pytest.mark.slow
+def test_two_processes_transfer_as_one_does(home, tasks, transferred, tmp_path, monkeypatch):
+    monkeypatch.setattr(processes, "TRAIN", (sys.executable, "-m", "prompt_tuning.cli"))
+    folder = tmp_path / "run"
+    processes.run(argv(home, folder, tasks), 2, tmp_path / "logs", 600)
+    alike = [plain(where, "similarity.json")["per_token_average"] for where in (folder, transferred)]
+    np.testing.assert_allclose(*alike, atol=1e-3)
+    [outcome] = plain(folder)
+    assert len(outcome["tunings"]) == 4 and prompt_file.load(folder / "prompts" / "dull.safetensors").card.score
+    assert "dull" in (tmp_path / "logs" / "0").read_text() and "dull" not in (tmp_path / "logs" / "1").read_text()
 
 
 MISTAKES = {

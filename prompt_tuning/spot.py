@@ -108,8 +108,12 @@ def _top(order: Sequence[tuple[str, float]], k: int) -> Sequence[tuple[str, floa
 
 
 def relative_error_reduction(score: float, baseline: float) -> float:
-    """Percent of the baseline's error, 100 - baseline, that a score takes away; NaN where there was none to take."""
-    return 100 * (score - baseline) / (100 - baseline) if baseline < 100 else math.nan
+    """Percent of the baseline's error, 100 - baseline, that a score takes away.
+
+    NaN where there was none to take, and where either is no number.
+    """
+    known = math.isfinite(score) and math.isfinite(baseline)
+    return 100 * (score - baseline) / (100 - baseline) if known and baseline < 100 else math.nan
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,6 +6,7 @@ seeds; retrieval chooses among all source prompts by one target seed's similarit
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float
@@ -64,10 +65,13 @@ def _of_several(settings: Spot, compared: Compared) -> dict[str, list[Retuning]]
 
 
 def findings(settings: Spot, scratch: Scratch, compared: Compared, scores: dict[tuple[Key, str], float]) -> Findings:
-    """The study's numbers, from the score of each (source prompt, target); pairs that were left out have none."""
+    """The study's numbers, from the score of each (source prompt, target); pairs that were left out have none.
+
+    A prompt that no evaluation could score has the score -inf, which is no number here either.
+    """
     sources, targets, seeds = settings.sources, settings.targets, settings.seeds
-    baseline = np.array([[scratch.targets[t, r].score for r in seeds] for t in targets])
-    table = np.array([[[scores.get(((s, r), t), math.nan) for r in seeds] for s in sources] for t in targets])
+    baseline = [[scratch.targets[t, r].score for r in seeds] for t in targets]
+    table = [[[scores.get(((s, r), t), math.nan) for r in seeds] for s in sources] for t in targets]
     rows = np.array([[compared.sources[s, r] for r in seeds] for s in sources])
     columns = np.array([[compared.targets[t, r] for r in seeds] for t in targets])
     alike = compared.both[:, rows[None, None], columns[:, :, None, None]]  # [2 T R S R]
@@ -76,18 +80,24 @@ def findings(settings: Spot, scratch: Scratch, compared: Compared, scores: dict[
             alike[:, t, :, s] = math.nan
     found = Findings(
         sources=[label(s) for s in sources], targets=[label(t) for t in targets], seeds=list(seeds),
-        baseline=baseline, scores=table, similarity=alike, heat=_heat(settings, compared),
+        baseline=_numbers(baseline), scores=_numbers(table), similarity=alike, heat=_heat(settings, compared),
         embedding_step=settings.embedding_step, chosen=settings.similarity.__name__,
-        source_scores=np.array([[scratch.sources[s, r].score for r in seeds] for s in sources]),
+        source_scores=_numbers([[scratch.sources[s, r].score for r in seeds] for s in sources]),
     )  # fmt: skip
     for measure, name in enumerate(study_report.MEASURES):
         for k in (k for k in TOPS if k < found.candidates):
             found.retrieval.append(_gain(f"best of top-{k} by {name}", found, _best_of_top(found, measure, k)))
     for k in (k for k in TOPS if k < found.candidates):
         found.retrieval.append(_gain(f"best of {k} at random (expected)", found, _best_at_random(found, k)))
-    everything = [[np.nanmax(found.scores[t])] * len(seeds) for t in range(len(targets))]
+    everything = [[np.fmax.reduce(scores, axis=None)] * len(seeds) for scores in found.scores]  # NaN if all are
     found.retrieval.insert(0, _gain(f"best of all {found.candidates} (oracle)", found, everything))
     return found
+
+
+def _numbers(scores: Sequence) -> np.ndarray:
+    """Scores as an array, NaN for each that is no number."""
+    values = np.array(scores, float)
+    return np.where(np.isfinite(values), values, math.nan)
 
 
 def _best_of_top(found: Findings, measure: int, k: int) -> list[list[float]]:
@@ -113,13 +123,14 @@ def _best_at_random(found: Findings, k: int) -> list[list[float]]:
 
 
 def _gain(name: str, found: Findings, scores: list[list[float]]) -> Retrieval:
-    """Means over targets of each seed: score, change, and relative error reduction, over that seed's baseline."""
-    after = np.array(scores)
+    """Means over targets of each seed: score, change, and relative error reduction, over that seed's baseline.
+
+    NaN where a target has no score; one without an error to take away is left out of the reduction alone.
+    """
+    after, perfect = _numbers(scores), found.baseline >= 100
     pairs = np.vectorize(spot.relative_error_reduction, otypes=[float])(after, found.baseline)
-    reduced = np.array(
-        [np.mean(of_seed[np.isfinite(of_seed)]) if np.isfinite(of_seed).any() else math.nan for of_seed in pairs.T]
-    )
-    return Retrieval(name, (after - found.baseline).mean(axis=0), reduced, after.mean(axis=0))
+    reduced = [np.mean(of[~out]) if not out.all() else math.nan for of, out in zip(pairs.T, perfect.T, strict=True)]
+    return Retrieval(name, (after - found.baseline).mean(axis=0), np.array(reduced), after.mean(axis=0))
 
 
 def _heat(settings: Spot, compared: Compared) -> tuple[list[str], Float[np.ndarray, "N N"]]:

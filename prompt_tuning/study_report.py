@@ -54,7 +54,10 @@ class Retrieval:
 
 @dataclasses.dataclass
 class Findings:
-    """A study's numbers in percent: T targets, S sources, R seeds; NaN where a target may not start from a source."""
+    """A study's numbers in percent: T targets, S sources, R seeds.
+
+    NaN where a target may not start from a source, and where no evaluation gave a score.
+    """
 
     sources: list[str]
     targets: list[str]
@@ -70,8 +73,8 @@ class Findings:
 
     @property
     def candidates(self) -> int:
-        """Source prompts that a target can choose from."""
-        return int(np.isfinite(self.scores).any(axis=2).sum(axis=1).min()) * len(self.seeds)
+        """Source prompts with a score that a target can choose from, of the target with the fewest."""
+        return int(np.isfinite(self.scores).sum(axis=(1, 2)).min())
 
     @property
     def error_reduction(self) -> Float[np.ndarray, "T S"]:
@@ -168,9 +171,11 @@ def _scores(found: Findings) -> list[str]:
     for s, source in enumerate(found.sources):
         cells = [
             ""
-            if np.isnan(scores).any()
+            if np.isnan(alike).all()  # it may not start from there
             else mean_and_deviation(scores) + ("" if math.isnan(gain) else f" ({gain:+.1f})")
-            for scores, gain in zip(found.scores[:, s], found.error_reduction[:, s], strict=True)
+            for scores, gain, alike in zip(
+                found.scores[:, s], found.error_reduction[:, s], found.similarity[0, :, :, s], strict=True
+            )
         ]
         lines.append(_row(f"from {source}", *cells))
     return [*lines, ""]
@@ -217,7 +222,7 @@ def _rule(columns: int) -> str:
 
 def mean_and_deviation(values: Sequence[float] | np.ndarray) -> str:
     """74.7 ± 0.7, as the papers print it: the deviation of the sample, none of a single number; - for no number."""
-    if np.isnan(values).any():
+    if not np.isfinite(values).all():
         return "-"
     deviation = f" ± {np.std(values, ddof=1):.1f}" if len(values) > 1 else ""
     return f"{np.mean(values):.1f}{deviation}"

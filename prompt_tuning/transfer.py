@@ -81,8 +81,9 @@ def _short(pick: spot.Pick) -> str:
 def _write(settings: Spot, folder: Path, compared: Compared, outcomes: Sequence[Outcome]) -> None:
     best = [max(outcome.best, key=lambda pair: pair[1].score)[1] for outcome in outcomes]
     for outcome, tuned in zip(outcomes, best, strict=True):
-        with prompt_file.replacing(folder / "prompts" / f"{label(outcome.target)}.safetensors") as file:
-            file.write(prompt_file.find(tuned.best).read_bytes())
+        if math.isfinite(tuned.score):  # else no prompt of this target was ever scored, and none is the best
+            with prompt_file.replacing(folder / "prompts" / f"{label(outcome.target)}.safetensors") as file:
+                file.write(prompt_file.find(tuned.best).read_bytes())
     plain = [_plain(settings, compared, outcome) for outcome in outcomes]
     for name, content in (
         ("spot.json", json.dumps(no_nan(plain), indent=1, allow_nan=False)),
@@ -105,7 +106,8 @@ def _plain(settings: Spot, compared: Compared, outcome: Outcome) -> dict:
         {
             "seed": retuning.seed, "name": retuning.name, "sources": retuning.pick.sources,
             "weights": retuning.pick.weights, "mixture": retuning.pick.mixture, "score": tuned.score,
-            "step": tuned.step, "prompt": str(prompt_file.find(tuned.best)), "best": (retuning, tuned) in outcome.best,
+            "step": tuned.step, "prompt": str(prompt_file.find(tuned.best)) if math.isfinite(tuned.score) else None,
+            "best": (retuning, tuned) in outcome.best,
         }
         for tried in outcome.tried for retuning, tuned in tried
     ]  # fmt: skip
@@ -139,6 +141,7 @@ def _markdown(settings: Spot, outcomes: Sequence[Outcome]) -> str:
         for tried in outcome.tried:
             for retuning, tuned in tried:
                 score = f"{tuned.score:.2f}" + (" (kept)" if (retuning, tuned) in outcome.best else "")
+                score = score if math.isfinite(tuned.score) else "-"
                 lines.append(
                     f"| {label(outcome.target)} | {retuning.seed} | {_story(retuning.pick)} | {score} | {tuned.step} |"
                 )
@@ -156,5 +159,7 @@ def _story(pick: spot.Pick) -> str:
 
 def _numbers(outcome: Outcome) -> tuple[str, str, str]:
     reduction = outcome.error_reduction
-    shown = "no error to take away" if math.isnan(reduction) else f"{reduction:.1f} %"
+    shown = f"{reduction:.1f} %"
+    if math.isnan(reduction):
+        shown = "no error to take away" if np.mean(outcome.without) >= 100 else "-"
     return mean_and_deviation(outcome.without), mean_and_deviation(outcome.scores), shown

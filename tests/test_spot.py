@@ -88,6 +88,8 @@ def test_a_similarity_that_is_no_number_is_refused():
 def test_relative_error_reduction_is_the_papers_example():
     assert spot.relative_error_reduction(97.0, 92.7) == pytest.approx(58.9, abs=0.05)  # MNLI to CB
     assert math.isnan(spot.relative_error_reduction(100, 100))
+    assert math.isnan(spot.relative_error_reduction(-math.inf, 50)), "a prompt that was never scored"
+    assert math.isnan(spot.relative_error_reduction(50, -math.inf))
 
 
 def test_correlation_is_pearsons_and_leaves_pairs_without_a_number_out():

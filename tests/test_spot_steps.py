@@ -10,7 +10,7 @@ import processes
 import pytest
 from conftest import WORDS, flags, reviews
 
-from prompt_tuning import cli, job, prompt_file, spot, spot_steps, study_report
+from prompt_tuning import cli, job, prompt_file, spot, spot_steps, study_report, transfer
 
 ABOUT = ("love", "war", "rain")
 LABELS = {"films": ("negative", "positive"), "about": ABOUT, "dull": ("weak", "fine")}
@@ -77,6 +77,21 @@ def test_a_transferred_prompt_starts_where_its_source_was_best(transferred):
     assert np.abs(after - source.vectors).max() < 0.1 * 2 * 1.5, "two steps of at most the learning rate away"
     kept = prompt_file.load(transferred / "prompts" / "dull.safetensors").card
     assert kept.score == max(outcome["with_transfer"]) and kept.labels == LABELS["dull"]
+
+
+def test_a_target_that_no_prompt_was_scored_on_is_told_beside_the_others(tmp_path):
+    settings = spot_steps.Spot(sources=("a",), targets=("b", "c"), seeds=(0,), top_k=1)
+    compared = spot_steps.Compared(np.full((2, 3, 3), 0.5), {("a", 0): 0}, {("b", 0): 1, ("c", 0): 2})
+    prompt_file.save_safetensors(tmp_path / "prompts" / "good.safetensors", prompt_file.Prompt(np.ones((2, 3))))
+    retuning = spot_steps.Retuning("b", 0, spot.Pick(("source-a-seed0",)), "good")
+    tried = [(retuning, spot_steps.Tuned(str(tmp_path), name, score, 2, 4))
+             for name, score in (("good", 75.0), ("never", -np.inf))]  # fmt: skip
+    outcomes = [transfer.Outcome("b", [50.0], [tried]), transfer.Outcome("c", [-np.inf], [tried[1:]])]
+    transfer._write(settings, tmp_path / "run", compared, outcomes)
+    assert [f.name for f in (tmp_path / "run" / "prompts").iterdir()] == ["b.safetensors"]
+    assert [t["prompt"] and t["score"] for told in plain(tmp_path / "run") for t in told["tunings"]] == [75, None, None]
+    told = (tmp_path / "run" / "spot.md").read_text()
+    assert "| b | 50.0 | 75.0 | 50.0 % |" in told and "| c | - | - | - |" in told and "inf" not in told
 
 
 def test_similarities_are_those_of_the_prompts_of_the_embedding_step(transferred):

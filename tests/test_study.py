@@ -34,6 +34,10 @@ def both() -> np.ndarray:
 
 @pytest.fixture
 def found(scores, both) -> Findings:
+    return made(scores, both)
+
+
+def made(scores: dict, both: np.ndarray) -> Findings:
     baselines = dict(zip(GOALS, (70.0, 74.0, 50.0, 60.0), strict=True))
     scratch = Scratch({s: tuned(s[0], 80) for s in PROMPTS}, {t: tuned(t[0], base) for t, base in baselines.items()})
     places = {s: i for i, s in enumerate(PROMPTS)}, {t: len(PROMPTS) + i for i, t in enumerate(GOALS)}
@@ -115,6 +119,25 @@ def test_json_and_markdown_say_the_same_and_have_no_nan(found, tmp_path: Path):
     assert all(
         (tmp_path / f"{name}.png").stat().st_size > 5000 for name in ("error_reduction", "similarity", "correlation")
     )
+
+
+@pytest.mark.parametrize("left", [3, 1, 0])
+def test_a_study_in_which_some_scores_are_no_numbers_is_told(scores, both, tmp_path: Path, left):
+    """Of the four source prompts of c, `left` have a score; the last one of d has none either."""
+    of = lambda target: [pair for pair in scores if pair[1] == target]
+    lost = [*of("c")[left:], of("d")[-1]]
+    found = made(scores | dict.fromkeys(lost, -math.inf), both)
+    oracle, *others = found.retrieval
+    best = [max([scores[pair] for pair in of(target) if pair not in lost], default=math.nan) for target in ("c", "d")]
+    np.testing.assert_allclose(oracle.score, [np.mean(best)] * 2)
+    assert np.isnan([oracle.change, oracle.error_reduction]).all() == (left == 0)
+    assert [r.name for r in others if "random" in r.name] == ["best of 1 at random (expected)"] * (left == 3)
+    assert found.correlation(0).points == left and found.correlation(1).points == 5
+    study_report.write(tmp_path, found)
+    text = (tmp_path / "study.md").read_text()
+    assert ("| best of all 0 (oracle) | - | - | - |" in text) == (left == 0) and f"best of all {left} (oracle)" in text
+    assert "| from c |  | - |" in text, "what is not tried and what is not scored are told apart"
+    assert "inf" not in text and "nan" not in text and "NaN" not in (tmp_path / "study.json").read_text()
 
 
 def test_a_study_of_one_seed_and_one_pair_is_still_told(tmp_path: Path):

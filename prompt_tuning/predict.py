@@ -222,7 +222,7 @@ class PromptTuned:
             limit = min(limit, shape.row_length - entry.slot.length)
         if request.labels:
             self._check_labels(request.labels, entry)
-        tokens = [*self.vocabulary.encode(request.text), self.vocabulary.eos_id][:limit]
+        tokens = [*self.vocabulary.encode(request.text)[: limit - 1], self.vocabulary.eos_id]
         return infer.Question(np.array(tokens, np.int32), k, request.labels)
 
     def _check_labels(self, labels: Sequence[str], entry: Entry) -> None:

@@ -24,7 +24,7 @@ def main(folder: Path, texts: list[str]) -> None:
     shape, eos, pad = told["tokens"]["shape"], told["tokens"]["eos_id"], told["tokens"]["pad_id"]
     tokens = np.full((len(texts), shape[1]), pad, np.int32)
     for row, text in zip(tokens, texts, strict=True):
-        ids = [*pieces.encode(text), eos][: len(row)]
+        ids = [*pieces.encode(text)[: len(row) - 1], eos]
         row[: len(ids)] = ids
     probabilities, scores = (np.asarray(output) for output in program.call(weights, tokens))
     for text, row, score in zip(texts, probabilities, scores, strict=True):

@@ -192,6 +192,15 @@ def test_a_long_text_is_cut_to_the_row_and_a_long_answer_list_refused(tuned):
         tuned.answer([Request("x", "p1", labels=tuple("a fine film" + " and war" * n for n in range(8)))])
 
 
+def test_a_text_that_is_cut_ends_as_those_trained_on_do(home):
+    card = Card(name="p1", labels=LABELS, input_length=8)
+    tuned = PromptTuned.load(str(home / "base"), dataclasses.replace(prompt(3, 1), card=card))
+    text = "review: a fine film about war and rain"
+    inputs, cut = tuned.vocabulary.tokenise([text], 8)
+    assert cut == 1
+    assert tuned._question(tuned.bank, Request(text, "p1")).inputs.tolist() == inputs[0].tolist()
+
+
 def test_what_does_not_fit_is_refused_and_changes_nothing(home, tuned):
     before = tuned.bank
     wide = Prompt(np.ones((2, 8), np.float32), Card(name="wide"))

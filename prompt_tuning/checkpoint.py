@@ -174,13 +174,6 @@ class Checkpointer:
             folder.rename(aside)
         return folder
 
-    def restore_best(self) -> tuple[int, dict[str, Any], dict[str, Any]]:
-        """(step, {"params", "score", "step"}, identity) of the newest checkpoint, as it stands on disk."""
-        step = self.latest
-        items = self._ocp.args.Composite(state=self._ocp.args.StandardRestore(), identity=self._ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=items)
-        return int(step or 0), jax.tree.map(np.asarray, restored["state"]["best"]), restored["identity"]
-
     def close(self) -> None:
         if "_manager" in vars(self):
             self._manager.close()

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import os
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from prompt_tuning.bank import name_of
 from prompt_tuning.checkpoint import Checkpointer
 from prompt_tuning.errors import UserError
 from prompt_tuning.log import finite
+from prompt_tuning.metrics import averages
 from prompt_tuning.prompt_file import Prompt
 from prompt_tuning.run import Opened, Run, open_run, over_prompts
 
@@ -93,6 +95,8 @@ def _show(
         table.add_row(slot.name, step, opened.run.data.eval_split, f"{sum(len(e) for _, e in pairs):,}", _words(found))
     console = terminal.console()
     console.print(table)
+    for benchmark, score in _averages(opened, metrics).items():
+        console.print(f"\n{benchmark}, the mean of its tasks: {score:.2f}")
     for task, report in reports.items():
         table = Table(f"{len(report.members)} prompts of {task}", "metrics", box=None, header_style="bold")
         table.add_row("mean", _words(report.mean))
@@ -101,6 +105,14 @@ def _show(
             table.add_row(f"ensemble, {way}", _words(found))
         console.print()
         console.print(table)
+
+
+def _averages(opened: Opened, metrics: list[Metrics]) -> Metrics:
+    """SuperGLUE's and GLUE's score, where prompts for all of their tasks are scored; of one task's prompts the mean."""
+    of_task: dict[str, list[float]] = {}
+    for mixture, found in zip(opened.mixtures, metrics, strict=True):
+        of_task.setdefault(mixture.name, []).append(infer.mean_metric(found))
+    return averages({task: statistics.fmean(scores) for task, scores in of_task.items()})
 
 
 def _words(metrics: Metrics) -> str:
@@ -112,6 +124,7 @@ def _record(
 ) -> None:
     named = {slot.name: found for slot, found in zip(opened.slots, metrics, strict=True)}
     record: dict[str, Any] = {"split": run.data.eval_split, "step": steps, "metrics": named}
+    record |= {"averages": found} if (found := _averages(opened, metrics)) else {}
     if reports:
         record["ensembles"] = {
             task: {"members": list(r.members), "mean": r.mean, "best": {r.best: r.members[r.best]}, **r.together}

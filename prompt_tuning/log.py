@@ -39,7 +39,7 @@ def finite(value: Any) -> Any:
     """What JSON can spell: None where a number is not finite."""
     if isinstance(value, Mapping):
         return {key: finite(inner) for key, inner in value.items()}
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return [finite(inner) for inner in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 

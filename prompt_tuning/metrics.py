@@ -13,8 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from prompt_tuning.errors import UserError
-
 Scores = dict[str, float]
 Metric = Callable[[Any, Any], Scores]
 
@@ -125,41 +123,32 @@ def rouge(targets, predictions) -> Scores:
 
 def bleu(targets, predictions) -> Scores:
     """Corpus BLEU of sacrebleu with international tokenisation, as Raffel et al. 2020 report translation."""
-    try:
-        import sacrebleu
-    except ModuleNotFoundError:
-        raise UserError("BLEU is sacrebleu's; install it with `pip install sacrebleu`.") from None
+    import sacrebleu
 
     return {"bleu": float(sacrebleu.corpus_bleu(list(predictions), [list(targets)], tokenize="intl").score)}
 
 
-SUPERGLUE = ("boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc")
-GLUE = ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte")  # without WNLI, as in Vu et al. 2022, §2
+BENCHMARKS = {
+    "superglue": ("boolq", "cb", "copa", "multirc", "record", "rte", "wic", "wsc"),
+    "glue": ("cola", "sst2", "mrpc", "qqp", "stsb", "mnli", "qnli", "rte"),  # without WNLI, as in Vu et al. 2022, §2
+}
 
 
-def superglue_average(scores: Mapping[str, Scores]) -> float:
-    """SuperGLUE's score: the mean over its eight tasks of the mean of each task's metrics."""
-    return _average("superglue", SUPERGLUE, scores)
+def averages(means: Mapping[str, float]) -> Scores:
+    """The score of SuperGLUE, and of GLUE, if all tasks of it are there: their mean, each counting alike.
 
-
-def glue_average(scores: Mapping[str, Scores]) -> float:
-    """GLUE's score: the mean over tasks of the mean of each task's metrics; MNLI is the mean of its two halves.
-
+    `means` are those of each task's metrics, by its name. MNLI is the mean of its two halves where it is given as such;
     WNLI is left out unless it is given, as in both papers.
     """
-    by_task = {_short("glue", name): dict(s) for name, s in scores.items()}
-    halves = [by_task.pop(h) for h in ("mnli_matched", "mnli_mismatched") if h in by_task]
-    if halves:
-        by_task["mnli"] = {f"{i}/{name}": value for i, half in enumerate(halves) for name, value in half.items()}
-    return _average("glue", (*GLUE, "wnli") if "wnli" in by_task else GLUE, by_task)
-
-
-def _average(benchmark: str, tasks: Sequence[str], scores: Mapping[str, Scores]) -> float:
-    by_task = {_short(benchmark, name): s for name, s in scores.items()}
-    missing = [t for t in tasks if not by_task.get(t)]
-    if missing:
-        raise UserError(f"The {benchmark} average needs {', '.join(tasks)}; missing: {', '.join(missing)}.")
-    return float(np.mean([np.mean(list(by_task[t].values())) for t in tasks]))
+    found = {}
+    for benchmark, tasks in BENCHMARKS.items():
+        of = {_short(benchmark, name): mean for name, mean in means.items()}
+        halves = [of[half] for half in ("mnli_matched", "mnli_mismatched") if half in of]
+        of = {"mnli": float(np.mean(halves))} | of if len(halves) == 2 else of
+        counted = (*tasks, *(["wnli"] if "wnli" in of and benchmark == "glue" else []))
+        if all(task in of for task in counted):
+            found[benchmark] = float(np.mean([of[task] for task in counted]))
+    return found
 
 
 def _short(benchmark: str, name: str) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from prompt_tuning import prompt_file, spot, study_pictures
+from prompt_tuning.log import finite
 
 MEASURES = ("average_tokens", "per_token_average")
 
@@ -112,7 +113,7 @@ def write(folder: Path, found: Findings) -> None:
 
 def plain(found: Findings) -> dict[str, Any]:
     """Everything as JSON knows it; null where there is no number."""
-    rounded = lambda array: no_nan(np.round(array, 6).tolist())
+    rounded = lambda array: finite(np.round(array, 6).tolist())
     return {
         "sources": found.sources, "targets": found.targets, "seeds": found.seeds,
         "embedding_step": found.embedding_step, "similarity_measure": found.chosen,
@@ -121,7 +122,7 @@ def plain(found: Findings) -> dict[str, Any]:
         "similarity": {name: rounded(found.similarity[i]) for i, name in enumerate(MEASURES)},
         "task_similarity": {"tasks": found.heat[0], "values": rounded(found.heat[1])},
         "correlation": {
-            target: {k: no_nan(v) for k, v in dataclasses.asdict(found.correlation(t)).items()}
+            target: {k: finite(v) for k, v in dataclasses.asdict(found.correlation(t)).items()}
             for t, target in enumerate(found.targets)
         },
         "retrieval": [
@@ -130,15 +131,6 @@ def plain(found: Findings) -> dict[str, Any]:
             for r in found.retrieval
         ],
     }  # fmt: skip
-
-
-def no_nan(value: Any) -> Any:
-    """The same with None, which JSON has, for every number that is none."""
-    if isinstance(value, list | tuple):
-        return [no_nan(v) for v in value]
-    if isinstance(value, dict):
-        return {key: no_nan(v) for key, v in value.items()}
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def markdown(found: Findings) -> str:

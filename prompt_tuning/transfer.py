@@ -11,9 +11,10 @@ from rich import box
 from rich.table import Table
 
 from prompt_tuning import job, prompt_file, spot, spot_steps, terminal
+from prompt_tuning.log import finite
 from prompt_tuning.run import Run
 from prompt_tuning.spot_steps import Compared, Retuning, Spot, Steps, Tuned, label
-from prompt_tuning.study_report import mean_and_deviation, no_nan
+from prompt_tuning.study_report import mean_and_deviation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,7 @@ def _write(settings: Spot, folder: Path, compared: Compared, outcomes: Sequence[
                 file.write(prompt_file.find(tuned.best).read_bytes())
     plain = [_plain(settings, compared, outcome) for outcome in outcomes]
     for name, content in (
-        ("spot.json", json.dumps(no_nan(plain), indent=1, allow_nan=False)),
+        ("spot.json", json.dumps(finite(plain), indent=1, allow_nan=False)),
         ("spot.md", _markdown(settings, outcomes)),
     ):
         with prompt_file.replacing(folder / name) as file:

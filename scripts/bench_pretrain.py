@@ -15,9 +15,10 @@ import time
 import jax
 import jax.numpy as jnp
 import numpy as np
+from timed_steps import forward_flops
 
 import prompt_tuning.train  # noqa: F401 - registers what gin files name
-from prompt_tuning import allocator, configure, cost, device, layout, optim
+from prompt_tuning import allocator, configure, device, layout, optim
 from prompt_tuning.base import random_base
 from prompt_tuning.stack import T5Config
 from prompt_tuning.step import Model, TrainState, train_step
@@ -48,7 +49,7 @@ def main() -> None:
         started = time.perf_counter()
         product(left, right).block_until_ready()
         peaks.append(time.perf_counter() - started)
-    work = 3 * options.rows * cost.forward_flops(config, options.inputs, options.targets)
+    work = 3 * options.rows * forward_flops(config, options.inputs, options.targets)
     peak = 2 * np.prod([float(n) for n in PEAK]) / statistics.median(peaks)
     seconds = statistics.median(steps)
     tokens = options.rows * (options.inputs + options.targets)

@@ -280,10 +280,18 @@ def _prompts(calm: Path, killed: Path, *_: int) -> str:
 
 def _best(calm: Path, killed: Path, *_: int) -> str:
     import jax
+    from orbax import checkpoint
 
-    from prompt_tuning.checkpoint import Checkpointer
+    from prompt_tuning import device
 
-    (step, best, _), (other, found, _) = (Checkpointer(folder).restore_best() for folder in (calm, killed))
+    device.share_cpu()  # as the runs did
+
+    def newest(folder: Path) -> tuple[int | None, dict]:
+        with checkpoint.CheckpointManager((folder / "checkpoints").resolve()) as manager:
+            items = checkpoint.args.Composite(state=checkpoint.args.StandardRestore())
+            return manager.latest_step(), manager.restore(None, args=items)["state"]["best"]
+
+    (step, best), (other, found) = newest(calm), newest(killed)
     same = jax.tree.map(lambda a, b: np.asarray(a).tobytes() == np.asarray(b).tobytes(), best, found)
     wrong = [jax.tree_util.keystr(path) for path, ok in jax.tree_util.tree_leaves_with_path(same) if not ok]
     if step != other or wrong:

@@ -6,6 +6,7 @@ from typing import Any
 
 import seqio
 
+from prompt_tuning.examples import CAP
 from tasks import answers, formats
 
 # Read only when a task is used as it is registered, without the vocabulary of a base.
@@ -50,9 +51,6 @@ def add(
             postprocess_fn=postprocess,
             metric_fns=list(metrics),
         )
-
-
-CAP = 2**19  # the most examples a task counts for in a mixture: K of Vu et al. 2022, §2.1
 
 
 def add_mixtures(name: str, sizes: Mapping[str, int | Callable[..., float]], cap: int = CAP) -> None:

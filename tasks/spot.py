@@ -8,8 +8,9 @@ import seqio
 import tensorflow as tf
 
 from prompt_tuning import metrics
+from prompt_tuning.examples import CAP
 from tasks import answers, formats, glue, mrqa, nli, rainbow, summarization, superglue
-from tasks.registry import CAP, add, add_mixtures
+from tasks.registry import add, add_mixtures
 from tasks.sources import Source, local_only, text_fields
 
 SPLITS = {"train": "train", "validation": "validation", "test": "test"}
@@ -269,16 +270,3 @@ add_mixtures("spot_sentiment", sizes("spot_cr", "spot_goemotions", "spot_sentime
 add_mixtures("spot_gem", GEM_SIZES)
 for name, members in (("spot_translation", WMT), ("spot_all", ALL)):
     seqio.MixtureRegistry.add(name, [(task, min(size, CAP)) for task, size in members.items()])
-
-# The study of transfer (§3): prompts of these 16 sources, for these 10 targets; "RACE 25K" is that of middle schools.
-# fmt: off
-SOURCES = (
-    "c4_prefix_lm", "nli_doc_nli", "spot_yelp2", "glue_mnli", "glue_qqp", "glue_qnli", "superglue_record", "spot_cxc",
-    "squad", "spot_drop", "glue_sst2", "spot_winogrande", "spot_hellaswag", "superglue_multirc", "spot_cosmos_qa",
-    "spot_race_middle",
-)
-TARGETS = (
-    "superglue_boolq", "glue_cola", "glue_stsb", "superglue_wic", "spot_cr", "glue_mrpc", "superglue_rte",
-    "superglue_wsc", "superglue_copa", "superglue_cb",
-)
-# fmt: on

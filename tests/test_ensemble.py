@@ -2,12 +2,13 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import flags
 
-from prompt_tuning import cli, ensemble, prompt_file
+from prompt_tuning import cli, ensemble, evaluate, metrics, prompt_file
 from prompt_tuning.infer import Answer
 from prompt_tuning.predict import PromptTuned
 
@@ -79,6 +80,15 @@ def test_eval_scores_prompt_files_alone_and_as_an_ensemble(home, prompts, tmp_pa
         assert together[way]["accuracy"] == pytest.approx(right(list(map(combine, zip(*each, strict=True)))))
     said = capsys.readouterr().out
     assert "ensemble, majority vote" in said and "[bold]0.safetensors" in said
+
+
+def test_the_mean_of_a_benchmark_is_over_its_tasks_and_of_each_over_its_prompts():
+    named = [(f"superglue_{task}", seed) for task in metrics.BENCHMARKS["superglue"] for seed in (0, 1)]
+    opened = SimpleNamespace(mixtures=[SimpleNamespace(name=name) for name, _ in named])
+    found = [{"accuracy": 50.0 + seed, "f1": 70.0 + seed} for _, seed in named]
+    assert evaluate._averages(opened, found) == {"superglue": 60.5}
+    opened.mixtures[0] = opened.mixtures[1] = SimpleNamespace(name="glue_sst2")
+    assert evaluate._averages(opened, found) == {}
 
 
 def test_calibration_divides_by_what_says_nothing(home, prompts, capsys):

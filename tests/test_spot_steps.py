@@ -10,7 +10,7 @@ import processes
 import pytest
 from conftest import WORDS, flags, reviews
 
-from prompt_tuning import cli, job, prompt_file, spot, spot_steps, study_report, transfer
+from prompt_tuning import cli, job, log, prompt_file, spot, spot_steps, transfer
 
 ABOUT = ("love", "war", "rain")
 LABELS = {"films": ("negative", "positive"), "about": ABOUT, "dull": ("weak", "fine")}
@@ -134,7 +134,7 @@ def test_what_an_older_version_did_not_write_down_is_not_compared(home, tasks, t
 
 
 def test_a_number_that_is_none_is_null_in_json():
-    told = study_report.no_nan({"a": [np.nan, 1.0], "b": {"c": float("inf")}, "d": (2,)})
+    told = log.finite({"a": [np.nan, 1.0], "b": {"c": float("inf")}, "d": (2,)})
     assert json.dumps(told, allow_nan=False) == '{"a": [null, 1.0], "b": {"c": null}, "d": [2]}'
 
 

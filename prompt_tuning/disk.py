@@ -1,7 +1,10 @@
-"""A disk that is full while a library writes to it: one sentence instead of what the library says."""
+"""Files and folders that are written whole or not at all, and a disk that is full while a library writes to it."""
 
 import contextlib
 import logging
+import os
+import secrets
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,6 +12,48 @@ from prompt_tuning.errors import UserError
 
 _FULL = ("No space left", "RESOURCE_EXHAUSTED", "File too large", "Disk quota exceeded")
 _LOUD = ("absl", "asyncio")  # which Orbax tells of a failure before it raises it
+
+
+class replacing:
+    """A file that takes `path`'s place when it is complete, and leaves nothing behind when it is not."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+
+    def __enter__(self):
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
+        self.file = self.temporary.open("xb")
+        return self.file
+
+    def __exit__(self, kind, value, traceback) -> None:
+        try:
+            if kind is None:
+                self.file.flush()
+                os.fsync(self.file.fileno())
+            self.file.close()
+            if kind is None:
+                self.temporary.replace(self.path)
+        finally:
+            self.temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes `path` when all is written and else is gone.
+
+    Raises UserError where something stands at `path` already.
+    """
+    if path.exists():
+        raise UserError(f"{path} exists already. Give another folder, or remove it.")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        temporary.rename(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
 
 
 @contextlib.contextmanager

@@ -3,14 +3,12 @@
 import dataclasses
 import json
 import math
-import shutil
-import uuid
 from collections.abc import Callable
 from pathlib import Path
 
 from safetensors.numpy import save_file
 
-from prompt_tuning import prompt_file
+from prompt_tuning import disk, prompt_file
 from prompt_tuning.base_source import numbers
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.prompt_file import PEFT_CONFIG, Prompt
@@ -80,8 +78,6 @@ def _write_peft(prompt: Prompt, out: Path) -> Path:
             f"This prompt stands {prompt.card.placement} in the input, and PEFT puts prompts in front of it only:"
             " the model would compute something else. Export it as safetensors."
         )
-    if out.exists():
-        raise UserError(f"{out} exists already. Give another folder, or remove it.")
     length, width = prompt.vectors.shape
     settings = {
         "base_model_name_or_path": prompt.card.base or None,
@@ -98,16 +94,10 @@ def _write_peft(prompt: Prompt, out: Path) -> Path:
         "token_dim": width,
         "tokenizer_name_or_path": None,
     }
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
-    temporary.mkdir(parents=True)
-    try:
-        (temporary / PEFT_CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+    with disk.new_folder(out) as folder:
+        (folder / PEFT_CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
         card = {k: json.dumps(v) for k, v in dataclasses.asdict(prompt.card).items()}  # PEFT passes over it
-        save_file({PEFT_TENSOR: prompt.vectors}, temporary / PEFT_WEIGHTS, metadata={"format": "pt", **card})
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+        save_file({PEFT_TENSOR: prompt.vectors}, folder / PEFT_WEIGHTS, metadata={"format": "pt", **card})
     return out
 
 

@@ -21,8 +21,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from prompt_tuning import made_from
+from prompt_tuning.disk import replacing
 from prompt_tuning.examples import Examples, Mixture, Ragged
-from prompt_tuning.prompt_file import replacing
 from prompt_tuning.vocabulary import Vocabulary, warn_of_cut
 
 MANIFEST = "task.json"

@@ -20,7 +20,7 @@ from rich.table import Table
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from prompt_tuning import prompt_file, spot, terminal
+from prompt_tuning import disk, prompt_file, spot, terminal
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.flags import whole_number
 
@@ -147,7 +147,7 @@ class Library:
             for width in sorted({entry.width for entry in self.entries})
         }
         entries = json.dumps([vars(entry) for entry in self.entries])
-        with contextlib.suppress(OSError), prompt_file.replacing(self.folder / INDEX) as file:
+        with contextlib.suppress(OSError), disk.replacing(self.folder / INDEX) as file:
             file.write(save(arrays, metadata={"entries": entries}))
 
 

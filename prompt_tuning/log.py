@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
-from prompt_tuning import prompt_file
+from prompt_tuning import disk
 from prompt_tuning.board import Board
 
 COLUMNS = ("step", "loss", "lr", "examples/s", "padding", "memory", "left")
@@ -128,7 +128,7 @@ def _cut(path: Path, step: int, evaluated: bool) -> None:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 continue  # a line that a kill cut short
-        with prompt_file.replacing(path) as file:
+        with disk.replacing(path) as file:
             file.write(b"".join(kept))
 
 

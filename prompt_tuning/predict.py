@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 
-from prompt_tuning import device, infer, kinds, layout, prompt_file
+from prompt_tuning import device, disk, infer, kinds, layout, prompt_file
 from prompt_tuning.bank import Bank, Entry, name_of
 from prompt_tuning.base import Base, load_base
 from prompt_tuning.errors import UserError
@@ -322,7 +322,7 @@ def _output(name: str | None) -> Iterator[TextIO]:
         with path.open("w", encoding="utf-8") as file:
             yield file
         return
-    with prompt_file.replacing(path) as whole:
+    with disk.replacing(path) as whole:
         text = io.TextIOWrapper(whole, encoding="utf-8")
         yield text
         text.detach()

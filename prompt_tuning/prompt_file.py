@@ -4,9 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
-import os
 import re
-import secrets
 import tokenize
 from pathlib import Path
 from typing import Any
@@ -15,6 +13,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from prompt_tuning import disk
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.examples import LENGTHS
 
@@ -58,7 +57,7 @@ class Prompt:
 
 def save_npy(path: Path, vectors: np.ndarray) -> None:
     """The authors' format: a bare array, written whole or not at all."""
-    with replacing(path) as file:
+    with disk.replacing(path) as file:
         np.save(file, np.asarray(vectors, np.float32), allow_pickle=False)
 
 
@@ -67,7 +66,7 @@ def save_safetensors(path: Path, prompt: Prompt) -> None:
     card = {k: json.dumps(v) for k, v in dataclasses.asdict(prompt.card).items()}
     vectors = np.ascontiguousarray(prompt.vectors, np.float32)
     data = save({"prompt": vectors}, metadata=card | {SEAL: _seal(vectors, card)})
-    with replacing(path) as file:
+    with disk.replacing(path) as file:
         file.write(in_order(data))
 
 
@@ -218,27 +217,3 @@ def _field(name: str, text: str) -> Any:
     if number and (not math.isfinite(value) or (name.endswith("_length") and value < 1)):
         raise ValueError(f"its {name} is {text:.40}")
     return tuple(value) if name == "labels" else value
-
-
-class replacing:
-    """A file that takes `path`'s place when it is complete, and leaves nothing behind when it is not."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = Path(path)
-
-    def __enter__(self):
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
-        self.file = self.temporary.open("xb")
-        return self.file
-
-    def __exit__(self, kind, value, traceback) -> None:
-        try:
-            if kind is None:
-                self.file.flush()
-                os.fsync(self.file.fileno())
-            self.file.close()
-            if kind is None:
-                self.temporary.replace(self.path)
-        finally:
-            self.temporary.unlink(missing_ok=True)

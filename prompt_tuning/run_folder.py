@@ -15,7 +15,7 @@ except ImportError:  # Windows, where nothing is locked
     fcntl = None  # type: ignore[assignment]
 
 LOCK = ".lock"  # stays in the folder; it is locked while a run lives, and says whose it is
-LEFTOVERS = ("**/.*.part", "checkpoints/*.orbax-checkpoint-tmp*", "base/checkpoint_*.tmp-*")
+LEFTOVERS = ("**/.*.part", "checkpoints/*.orbax-checkpoint-tmp*")
 
 
 @contextlib.contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 import gin
 import numpy as np
 
-from prompt_tuning import inits, job, kinds, prompt_file, slots, spot
+from prompt_tuning import disk, inits, job, kinds, prompt_file, slots, spot
 from prompt_tuning.checkpoint import changes
 from prompt_tuning.errors import UserError
 from prompt_tuning.run import Run
@@ -158,7 +158,7 @@ class Steps:
         else:  # or finished by an earlier version: its checkpoint, which is at the last step, compares the settings
             finished = _train(run) | {"plan": plan}
             if job.writes():
-                with prompt_file.replacing(folder / FINISHED) as file:
+                with disk.replacing(folder / FINISHED) as file:
                     file.write(json.dumps(finished, indent=1).encode())
             job.together("a step of spot is finished")  # and all can read the prompts that process 0 has written
         return {
@@ -271,7 +271,7 @@ def compare(settings: Spot, scratch: Scratch, folder: Path) -> Compared:
         "per_token_average": np.round(both[spot.PER_TOKEN], 6).tolist(),
     }  # fmt: skip
     if job.writes():
-        with prompt_file.replacing(folder / "similarity.json") as file:
+        with disk.replacing(folder / "similarity.json") as file:
             file.write(json.dumps(written, default=float).encode())
     return found
 

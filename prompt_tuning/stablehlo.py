@@ -6,8 +6,6 @@ it. scripts/run_stablehlo.py does so with jax, numpy, safetensors and sentencepi
 
 import dataclasses
 import json
-import shutil
-import uuid
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +17,7 @@ from flax import traverse_util
 from jaxtyping import Array, Float, Int
 from safetensors.numpy import save_file
 
-from prompt_tuning import layout, loss
+from prompt_tuning import disk, layout, loss
 from prompt_tuning.base import Base
 from prompt_tuning.errors import UserError
 from prompt_tuning.prompt_file import Prompt
@@ -48,18 +46,12 @@ def write(prompt: Prompt, base: Base, vocabulary: Vocabulary, labels: Sequence[s
     weights = traverse_util.flatten_dict(base.params, sep="/") | {"prompt/bank": prompt.vectors[None]}
     weights = {name: np.asarray(array) for name, array in weights.items()}
     exported = _exported(_program(prompt, base, vocabulary, labels), weights, length)
-    temporary = out.with_name(f".{out.name}.{uuid.uuid4().hex[:8]}")
-    temporary.mkdir(parents=True)
-    try:
-        (temporary / PROGRAM).write_bytes(exported.serialize())
-        (temporary / BYTECODE).write_bytes(exported.mlir_module_serialized)
-        save_file(weights, temporary / WEIGHTS)
-        vocabulary.save(temporary / VOCABULARY)
-        (temporary / CARD).write_text(json.dumps(_card(prompt, base, labels, length), indent=2) + "\n")
-        temporary.rename(out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with disk.new_folder(out) as folder:
+        (folder / PROGRAM).write_bytes(exported.serialize())
+        (folder / BYTECODE).write_bytes(exported.mlir_module_serialized)
+        save_file(weights, folder / WEIGHTS)
+        vocabulary.save(folder / VOCABULARY)
+        (folder / CARD).write_text(json.dumps(_card(prompt, base, labels, length), indent=2) + "\n")
     return out
 
 

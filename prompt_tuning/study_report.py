@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from prompt_tuning import prompt_file, spot, study_pictures
+from prompt_tuning import disk, spot, study_pictures
 from prompt_tuning.log import finite
 
 MEASURES = ("average_tokens", "per_token_average")
@@ -105,7 +105,7 @@ def write(folder: Path, found: Findings) -> None:
     study_pictures.correlation(folder / "correlation.png", found)
     text = markdown(found)
     for name, content in (("study.json", json.dumps(plain(found), indent=1)), ("study.md", text)):
-        with prompt_file.replacing(folder / name) as file:
+        with disk.replacing(folder / name) as file:
             file.write(content.encode())
     print(text)
     print(f"tables and pictures in {folder}")

@@ -2,8 +2,6 @@
 
 import math
 import re
-import shutil
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -50,17 +48,8 @@ def open_checkpoint(path: str, expected: T5Config | None = None) -> Source:
 def save_t5x(params: dict[str, Any], path: str | Path, step: int, dtype: Any = jnp.float32) -> str:
     """Writes `path/checkpoint_<step>`, whole or not at all, so that T5X restores it; returns the folder."""
     final = Path(path).expanduser().resolve() / f"checkpoint_{step}"
-    if final.exists():
-        raise UserError(f"{final} exists already. Give another folder or step, or remove it.")
-    temporary = final.with_name(f"{final.name}.tmp-{uuid.uuid4().hex[:8]}")
-    temporary.mkdir(parents=True)
-    try:
-        with disk.writing("the model", final.parent):
-            _write_all(params, temporary, step, dtype)
-            temporary.rename(final)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with disk.writing("the model", final.parent), disk.new_folder(final) as folder:
+        _write_all(params, folder, step, dtype)
     return str(final)
 
 

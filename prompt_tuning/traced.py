@@ -16,7 +16,7 @@ import jax
 from jax import export
 
 from prompt_tuning import made_from
-from prompt_tuning.prompt_file import replacing
+from prompt_tuning.disk import replacing
 
 Step = Callable[[Any, Any, Any], tuple[Any, dict[str, Any]]]
 

@@ -19,10 +19,10 @@ from prompt_tuning import (
     allocator,
     configure,
     device,
+    disk,
     job,
     layout,
     optim,
-    prompt_file,
     report,
     run_folder,
     slots,
@@ -72,7 +72,7 @@ def _train(run: Run, stop: Stop) -> Result:
         start = Restored(state, best, evaluated=True) if saved.latest is None else saved.restore(state, best, identity)
         state, best = start.state, start.best
         if job.writes():
-            with prompt_file.replacing(run.folder / "config.gin") as file:
+            with disk.replacing(run.folder / "config.gin") as file:
                 file.write(gin.operative_config_str().encode())
         with contextlib.closing(Log(run.folder if job.writes() else None, int(state.step), start.evaluated)) as log:
             for state, evaluates in _periods(opened, feed, optimizer, start, frozen, log, clock, stop):

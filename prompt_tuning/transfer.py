@@ -10,7 +10,7 @@ import numpy as np
 from rich import box
 from rich.table import Table
 
-from prompt_tuning import job, prompt_file, spot, spot_steps, terminal
+from prompt_tuning import disk, job, prompt_file, spot, spot_steps, terminal
 from prompt_tuning.log import finite
 from prompt_tuning.run import Run
 from prompt_tuning.spot_steps import Compared, Retuning, Spot, Steps, Tuned, label
@@ -83,14 +83,14 @@ def _write(settings: Spot, folder: Path, compared: Compared, outcomes: Sequence[
     best = [max(outcome.best, key=lambda pair: pair[1].score)[1] for outcome in outcomes]
     for outcome, tuned in zip(outcomes, best, strict=True):
         if math.isfinite(tuned.score):  # else no prompt of this target was ever scored, and none is the best
-            with prompt_file.replacing(folder / "prompts" / f"{label(outcome.target)}.safetensors") as file:
+            with disk.replacing(folder / "prompts" / f"{label(outcome.target)}.safetensors") as file:
                 file.write(prompt_file.find(tuned.best).read_bytes())
     plain = [_plain(settings, compared, outcome) for outcome in outcomes]
     for name, content in (
         ("spot.json", json.dumps(finite(plain), indent=1, allow_nan=False)),
         ("spot.md", _markdown(settings, outcomes)),
     ):
-        with prompt_file.replacing(folder / name) as file:
+        with disk.replacing(folder / name) as file:
             file.write(content.encode())
     console = terminal.console()
     table = Table(

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from prompt_tuning import cli, library, prompt_file, spot
+from prompt_tuning import cli, disk, library, prompt_file, spot
 from prompt_tuning.errors import UserError
 from prompt_tuning.library import Library
 
@@ -122,7 +122,7 @@ def test_a_library_that_cannot_be_written_to_is_read(tmp_path, capsys, monkeypat
     def refuse(path):
         raise PermissionError(errno.EROFS, "Read-only file system", str(path))
 
-    monkeypatch.setattr(prompt_file, "replacing", refuse)
+    monkeypatch.setattr(disk, "replacing", refuse)
     assert cli.main(["library", "search", str(tmp_path), str(tmp_path / "a.safetensors")]) == 0
     assert "not compared: 1 prompt of another length" in capsys.readouterr().err
     (tmp_path / "b.safetensors").unlink()

@@ -4,7 +4,7 @@ import dataclasses
 import hashlib
 import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from flax import traverse_util
 from prompt_tuning import device, huggingface, t5x_checkpoint
 from prompt_tuning.base_source import Source
 from prompt_tuning.errors import UserError
-from prompt_tuning.prompt_file import Prompt
+from prompt_tuning.prompt_file import Card, Prompt
 from prompt_tuning.stack import T5Config
 from prompt_tuning.t5 import T5, parameter_shapes
 from prompt_tuning.t5x_checkpoint import save_t5x
@@ -44,6 +44,13 @@ class Base:
     step: int | None  # pretraining steps, where the checkpoint tells
     vocabulary: str | None  # the SentencePiece model beside the weights
 
+    def spelling(self, given: str | None, flag: str = "--vocabulary") -> str:
+        """The SentencePiece model that is `given`, or else the one beside the weights. Raises UserError for neither."""
+        path = given or self.vocabulary
+        if path is None:
+            raise UserError(f"There is no spiece.model beside {self.path}. Type {flag} PATH.")
+        return path
+
     def check(self, prompt: Prompt, called: str) -> None:
         """Raises UserError for a prompt that was tuned on another base."""
         width, card = prompt.vectors.shape[1], prompt.card
@@ -57,6 +64,14 @@ class Base:
                 f"The prompt {called} was tuned on another base, one with other weights ({card.base}, digest"
                 f" {card.base_digest[:12]}; {self.path} has {self.digest[:12]}): choose the base it was tuned on."
             )
+
+
+def base_of(cards: Iterable[Card], given: str | None, called: str) -> str:
+    """Where the base stands: as it is `given`, or as one of the cards says. Raises UserError for neither."""
+    path = given or next((card.base for card in cards if card.base), None)
+    if not path:
+        raise UserError(f"{called} does not say which base it was tuned on. Type --base PATH.")
+    return path
 
 
 def load_base(

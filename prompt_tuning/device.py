@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from prompt_tuning import disk
 from prompt_tuning.errors import UserError
 from prompt_tuning.layout import Batch
 from prompt_tuning.stack import T5Config
@@ -239,6 +240,6 @@ def peak_memory() -> int | None:
 
 def keep_compiled_programs(folder: str | None) -> None:
     """Compiled programs are kept in `folder` (default: the user's cache), so that the next start is quick."""
-    default = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prompt_tuning" / "jax"
-    jax.config.update("jax_compilation_cache_dir", str(Path(folder).expanduser() if folder else default))
+    where = Path(folder).expanduser() if folder else disk.cache() / "jax"
+    jax.config.update("jax_compilation_cache_dir", str(where))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)  # the small ones before a step: 1 s in all

@@ -14,6 +14,11 @@ _FULL = ("No space left", "RESOURCE_EXHAUSTED", "File too large", "Disk quota ex
 _LOUD = ("absl", "asyncio")  # which Orbax tells of a failure before it raises it
 
 
+def cache() -> Path:
+    """The user's folder for what makes a second start quick; it may be deleted at any time."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prompt_tuning"
+
+
 class replacing:
     """A file that takes `path`'s place when it is complete, and leaves nothing behind when it is not."""
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from prompt_tuning import export, prompt_file
 from prompt_tuning.bank import PLACEMENTS
-from prompt_tuning.base import Base, load_base
+from prompt_tuning.base import base_of, load_base
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.examples import LENGTHS
 from prompt_tuning.flags import whole_number
@@ -60,20 +60,10 @@ def _export_program(options: argparse.Namespace, out: Path) -> Path:
     from prompt_tuning import stablehlo  # JAX's export is needed for nothing else
 
     prompt = export.load(options.source)
-    base, vocabulary = _opened(options.base or prompt.card.base, options.vocabulary, options.source)
+    base = load_base(base_of([prompt.card], options.base, options.source), None, jnp.float32)
+    vocabulary = Vocabulary(base.spelling(options.vocabulary))
     length = options.input_length or prompt.card.input_length or LENGTHS["inputs"]
     return stablehlo.write(prompt, base, vocabulary, options.labels or prompt.card.labels, length, out)
-
-
-def _opened(path: str, vocabulary: str | None, of: str) -> tuple[Base, Vocabulary]:
-    """A base in float32, and its vocabulary."""
-    if not path:
-        raise UserError(f"{of} does not say which base it was tuned on. Type --base PATH.")
-    base = load_base(path, None, jnp.float32)
-    spelling = vocabulary or base.vocabulary
-    if spelling is None:
-        raise UserError(f"There is no spiece.model beside {base.path}. Type --vocabulary PATH.")
-    return base, Vocabulary(spelling)
 
 
 def import_parser() -> argparse.ArgumentParser:

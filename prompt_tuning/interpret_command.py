@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prompt_tuning import export, interpret, terminal
-from prompt_tuning.base import open_source, vocabulary_beside
+from prompt_tuning.base import base_of, open_source, vocabulary_beside
 from prompt_tuning.errors import UserError
 from prompt_tuning.flags import whole_number
 from prompt_tuning.interpret import Reading
@@ -60,10 +60,7 @@ def _read(options: argparse.Namespace) -> Reading:
     if options.labels:
         card = dataclasses.replace(card, labels=tuple(options.labels))
     prompt = dataclasses.replace(prompt, card=dataclasses.replace(card, name=card.name or Path(options.prompt).stem))
-    path = options.base or card.base
-    if not path:
-        raise UserError(f"{options.prompt} does not say which base it was tuned on. Type --base PATH.")
-    source = open_source(path)
+    source = open_source(base_of([card], options.base, options.prompt))
     spelling = options.vocabulary or vocabulary_beside(source.path)
     if spelling is None:
         raise UserError(f"There is no spiece.model beside {source.path}. Type --vocabulary PATH.")

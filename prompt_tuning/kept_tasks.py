@@ -9,7 +9,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
-from prompt_tuning import made_from
+from prompt_tuning import disk, made_from
 from prompt_tuning.disk import replacing
 from prompt_tuning.examples import Examples, Mixture, Ragged
 from prompt_tuning.vocabulary import Vocabulary, warn_of_cut
@@ -34,7 +33,7 @@ _DAMAGE = (OSError, SafetensorError, ValueError, LookupError, TypeError, Attribu
 
 def default_folder() -> Path:
     """Where tasks are kept: in the user's cache, beside the compiled programs."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "prompt_tuning" / "tasks"
+    return disk.cache() / "tasks"
 
 
 def open_mixture(

@@ -16,7 +16,7 @@ import numpy as np
 
 from prompt_tuning import device, disk, infer, kinds, layout, prompt_file
 from prompt_tuning.bank import Bank, Entry, name_of
-from prompt_tuning.base import Base, load_base
+from prompt_tuning.base import Base, base_of, load_base
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import LENGTHS
 from prompt_tuning.progress import bar
@@ -84,9 +84,7 @@ class PromptTuned:
         if not given:
             raise UserError("There is no prompt to load. Give the path of one, or a list of paths.")
         loaded = [_loaded(one) for one in given]
-        path = base or next((one.card.base for one, _ in loaded if one.card.base), "")
-        if not path:
-            raise UserError(f"{given[0]} does not say which base it was tuned on. Type --base PATH.")
+        path = base_of((one.card for one, _ in loaded), base, str(given[0]))
         longest = max(len(one.vectors) for one, _ in loaded)
         answers = max(one.card.answer_length for one, _ in loaded)
         tuned = cls.open(path, len(loaded), longest, vocabulary, batch_size, answer_length=answers)
@@ -104,11 +102,8 @@ class PromptTuned:
         device.keep_compiled_programs(None)
         mesh = device.make_mesh()
         frozen = load_base(base, None, device.frozen_dtype(), lambda config: device.frozen_shardings(config, mesh))
-        spelling = vocabulary or frozen.vocabulary
-        if spelling is None:
-            raise UserError(f"There is no spiece.model beside {frozen.path}. Type --vocabulary PATH.")
         bank = Bank.empty(slots, length, frozen.config.emb_dim)
-        return cls(frozen, Vocabulary(spelling), bank, mesh, batch_size, shape, answer_length)
+        return cls(frozen, Vocabulary(frozen.spelling(vocabulary)), bank, mesh, batch_size, shape, answer_length)
 
     @property
     def now(self) -> Now:

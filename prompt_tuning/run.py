@@ -59,9 +59,7 @@ class Frozen:
             base = random_base(expected, seed, shardings)
         else:
             raise UserError("There is no base. Type --gin.INITIAL_CHECKPOINT_PATH=PATH: a T5X checkpoint, a Hugging Face T5 folder or a hub name.")  # fmt: skip # noqa: E501
-        path = self.vocabulary_file or base.vocabulary
-        if path is None:
-            raise UserError(f"There is no spiece.model beside {base.path}. Type --gin.VOCABULARY_FILE=PATH.")
+        path = base.spelling(self.vocabulary_file, "--gin.VOCABULARY_FILE")
         vocabulary = Vocabulary(path)
         if vocabulary.size > base.config.vocab_size:
             raise UserError(

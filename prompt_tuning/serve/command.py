@@ -11,6 +11,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from prompt_tuning.base import base_of
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import LENGTHS
 from prompt_tuning.predict import PromptTuned
@@ -42,9 +43,7 @@ def load(options: argparse.Namespace) -> Service:
     """A service with every prompt of the folder, compiled."""
     shelf = Shelf(options.prompts)
     found = {name: shelf.read(name) for name in shelf.names()}
-    base = options.base or next((p.card.base for p in found.values() if p.card.base), None)
-    if not base:
-        raise UserError(f"No prompt in {options.prompts} says which base it was tuned on. Type --base PATH.")
+    base = base_of((prompt.card for prompt in found.values()), options.base, str(options.prompts))
     if len(found) > options.slots:
         raise UserError(f"{options.prompts} holds {len(found)} prompts and --slots is {options.slots}. Type --slots {len(found)}.")  # fmt: skip # noqa: E501
     longest = max([SHORTEST_BANK, *(len(prompt.vectors) for prompt in found.values())])

@@ -140,7 +140,7 @@ def _row(
     table: Table, task: Task, split: str, vocabulary: Vocabulary, lengths: Mapping[str, int]
 ) -> Sequence[Mapping[str, Any]]:
     """Adds a split's figures to the table; returns its texts."""
-    texts = task.texts(split)  # type: ignore[attr-defined]
+    texts = task.texts(split)
     common, times = collections.Counter(t["targets_pretokenized"] for t in texts).most_common(1)[0]
     cells = [split, f"{len(texts):,}", f"{_blunt(common, 24)} {100 * times / len(texts):.1f} %"]
     for kind in LENGTHS:

@@ -80,6 +80,10 @@ class Task(Protocol):
         """All examples of a split, in the split's own order."""
         ...
 
+    def texts(self, split: str) -> Sequence[Mapping[str, Any]]:
+        """What `load` tokenises; for looking at a task rather than training on it."""
+        ...
+
     def score(self, examples: Examples, predictions: Sequence[str]) -> dict[str, float]:
         """The task's metrics, in percent, of one predicted text for every example."""
         ...

@@ -282,7 +282,7 @@ def _read(name: str) -> list[tuple[str, str | None]]:
 
     Such are .jsonl, .csv, .tsv and .parquet files, and standard input that opens with a brace.
     """
-    path = Path(name)
+    path = Path(name).expanduser()
     if name != "-" and not path.is_file():
         raise UserError(f"There is no input file {name}.")
     if path.suffix.lower() in FORMATS:

@@ -9,7 +9,7 @@ from safetensors.numpy import save_file
 
 from prompt_tuning import inits, prompt_file, slots
 from prompt_tuning.errors import UserError
-from prompt_tuning.order import Order, Turns
+from prompt_tuning.order import BLOCK, Order, Turns
 from prompt_tuning.vocabulary import Vocabulary
 
 RNG = jax.random.key(3)
@@ -37,6 +37,11 @@ def test_sampled_vocabulary_takes_rows_of_the_table_none_twice():
     table = start().embed(np.arange(95))
     rows = [int(np.flatnonzero((table == vector).all(axis=1))[0]) for vector in prompt]
     assert len(set(rows)) == 90
+
+
+def test_sampled_vocabulary_draws_from_the_papers_5000_most_common_pieces():
+    ids = inits.sampled_vocabulary(inits.Start(512, 1, lambda ids: ids[:, None]), rng=RNG)
+    assert 4900 < ids.max() < 5000 and ids.min() < 100
 
 
 def test_class_labels_are_means_of_their_pieces_and_the_rest_is_sampled(vocabulary):
@@ -71,6 +76,12 @@ def test_a_prompt_from_a_file_comes_back_to_the_bit(tmp_path, kind):
         prompt_file.save_safetensors(tmp_path / "p.safetensors", prompt_file.Prompt(vectors, card))
         assert prompt_file.load(tmp_path / "p.safetensors").card == card
     np.testing.assert_array_equal(inits.from_file(start(), path=str(tmp_path / f"p.{kind}"), rng=RNG), vectors)
+
+
+def test_an_array_that_was_saved_by_columns_is_read_as_it_is(tmp_path):
+    vectors = np.random.default_rng(0).normal(size=(6, 16)).astype(np.float32)
+    np.save(tmp_path / "p.npy", np.asfortranarray(vectors))
+    np.testing.assert_array_equal(prompt_file.load(tmp_path / "p.npy").vectors, vectors)
 
 
 def test_a_prompt_of_bfloat16_is_read_and_one_too_large_for_float32_is_not(tmp_path):
@@ -136,6 +147,14 @@ def test_turns_count_what_each_task_had_before_any_position():
         assert Turns([0.5, 0.0, 0.5], seed=3).before(position) == counts.tolist()
         task, nth = drawn[position]
         assert nth == counts[task]
+
+
+def test_examples_are_shuffled_for_each_task_apart_and_turns_drawn_anew_with_every_seed_and_block():
+    drawn = Order([50, 50], [0.5, 0.5], seed=0)(0, 400)
+    one, other = ([i for of, i in drawn if of == task][:50] for task in (0, 1))
+    assert sorted(one) == sorted(other) == list(range(50)) and one != other
+    turns = lambda seed, start: [Turns([0.5, 0.5], seed)(position)[0] for position in range(start, start + 50)]
+    assert turns(0, 0) != turns(1, 0) and turns(0, 0) != turns(0, BLOCK)
 
 
 def save(folder, name: str, seed: int, length: int = 6, base: str = "") -> str:

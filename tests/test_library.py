@@ -3,6 +3,7 @@
 import dataclasses
 import errno
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -67,6 +68,17 @@ def test_files_that_come_change_or_go_are_noticed(shelf, tmp_path, monkeypatch):
     assert [entry.name for entry in again.entries] == ["b", "c", "d", "e"] and again.entries[0].length == 5
     monkeypatch.setattr(prompt_file, "load", lambda place: pytest.fail(f"{place} is read again"))
     assert Library(shelf.folder).entries == again.entries, "an index that is up to date is enough"
+
+
+@pytest.mark.parametrize(("length", "time"), [(4, 1), (5, 0)], ids=["of its size", "of its time"])
+def test_a_prompt_is_read_again_where_another_stands_under_its_name(shelf, length, time):
+    file = shelf.folder / "b.safetensors"
+    before = file.stat()
+    save(shelf.folder, "b", 1 + time, length)
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns + time))
+    assert (file.stat().st_size == before.st_size) == (length == 4)
+    found, _ = Library(shelf.folder).search(str(file))
+    assert found[0].entry.name == "b" and found[0].average_tokens == pytest.approx(1, abs=1e-6)
 
 
 def test_a_damaged_index_is_made_again(shelf, places):
@@ -162,3 +174,15 @@ def test_a_runs_prompts_are_found_by_slot_and_step(tmp_path):
             prompt_file.load(place)
     (run / "prompts" / "books.safetensors").unlink()
     assert prompt_file.load(str(run)).card.name == "films", "a run of one prompt needs no name"
+
+
+def test_the_step_of_a_run_of_one_prompt_needs_no_name_and_takes_no_wrong_one(tmp_path):
+    run = tmp_path / "run"
+    (run / "prompts").mkdir(parents=True)
+    save(run / "prompts", "films", 0)
+    vectors = np.ones((4, 8), np.float32)
+    prompt_file.save_npy(run / "numpy_checkpoints" / "checkpoint_20" / prompt_file.BARE, vectors)
+    for place in (f"{run}@20", f"{run}:films@20"):
+        np.testing.assert_array_equal(prompt_file.load(place).vectors, vectors)
+    with pytest.raises(UserError, match="no prompt in"):
+        prompt_file.load(f"{run}:film@20")

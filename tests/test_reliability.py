@@ -71,6 +71,15 @@ def test_what_was_saved_is_restored_to_the_bit(saved):
     assert same(found, 6) and found.evaluated and found.notes == ()
 
 
+def test_each_slot_keeps_the_prompt_and_step_of_its_own_best_evaluation_and_of_equals_the_first():
+    bank = lambda value: {"prompt": {"bank": np.full((2, 1, 1), value, np.float32)}}
+    best = Best.none(bank(0), 2)
+    for step, scores in ((1, [50.0, 60.0]), (2, [50.0, 70.0]), (3, [np.nan, 10.0])):
+        best = best.updated(bank(step), np.array(scores), step)
+    assert best.params["prompt"]["bank"].ravel().tolist() == best.step.tolist() == [1, 2]
+    assert best.score.tolist() == [50, 70]
+
+
 @pytest.mark.parametrize("how", ["a flipped bit", "cut short"])
 def test_no_damage_to_any_file_of_a_checkpoint_is_taken_for_its_numbers(saved, tmp_path_factory, how):
     files = [f.relative_to(saved) for f in (saved / "checkpoints" / "6").rglob("*") if f.is_file() and f.stat().st_size]
@@ -114,6 +123,14 @@ def test_a_checkpoint_of_a_newer_version_is_refused(saved):
     with pytest.raises(UserError, match=r"newer version of prompt-tuning, 9\.1 .* Install that version"):
         restored(saved)
     assert (saved / "checkpoints" / "6").is_dir()
+
+
+def test_a_checkpoint_whose_description_was_changed_is_damaged(saved):
+    told = {"base_digest": IDENTITY.base_digest, "settings": IDENTITY.settings, "format": checkpoint.FORMAT}
+    seal = checkpoint._seal(told | {"settings": {"batch_size": 8}})
+    rewritten(saved, 6, {"state": state_at(6), "best": best_at(6)}, told | {"seal": seal})
+    found = restored(saved)
+    assert same(found, 3) and "its description is not what was written" in found.notes[0]
 
 
 def test_a_checkpoint_from_before_digests_is_resumed(saved):

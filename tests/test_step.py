@@ -10,6 +10,7 @@ import pytest
 from conftest import TINY, one_a_row, random_bank, random_items, random_params, stacked, start_state
 
 from prompt_tuning import layout, optim, planning, split
+from prompt_tuning.dropout import Dropout
 from prompt_tuning.step import Model, dropout_of, score_targets, slot_losses, train_step
 
 
@@ -48,6 +49,56 @@ def test_dropout_differs_between_examples_that_share_a_row():
     both = loss_and_gradient(bank, twins, layout.Shape(64, 16, (1,)), 0.1)[0][0]
     assert abs(losses[0] - losses[1]) > 1e-3
     np.testing.assert_allclose(both, sum(losses), rtol=1e-5)
+
+
+def test_dropout_differs_between_steps_and_between_seeds():
+    batch = layout.pack(random_items(3, [4]), layout.Shape(64, 16, (3,)), 4)
+    optimizer = optim.over_slots(optim.adafactor, [4], [0.3])
+    first, other = (start_state(random_bank([4]), optimizer, [seed]) for seed in (0, 1))
+    states = first, first.replace(step=first.step + 1), other
+    drawn = [np.asarray(jax.random.key_data(dropout_of(state, batch, 0.1).keys)) for state in states]
+    assert len({keys.tobytes() for keys in drawn}) == 3
+
+
+def test_dropout_leaves_the_mean_as_it_is_and_is_drawn_for_each_stack_apart():
+    drop = Dropout(jax.random.split(jax.random.key(0), 4), 0.25)
+    one, other = (np.asarray(drop.draw(stack, (), {"x": 5000})["x"]) for stack in ("encoder", "decoder"))
+    np.testing.assert_allclose(np.unique(one), [0, 1 / 0.75], rtol=1e-6)
+    assert one.mean() == pytest.approx(1, abs=0.03) and (one != other).any()
+
+
+def test_a_schedule_is_what_it_is_called():
+    at = lambda schedule, *steps, **more: [float(schedule(jnp.int32(step), **more)) for step in steps]
+    assert at(optim.constant_schedule, 0, 9) == [1, 1]
+    assert at(optim.linear_warmup, 0, 3, 9, steps=4) == [0.25, 1, 1]
+    assert at(optim.linear_decay, 0, 2, 6, 10, 99, steps=10, warmup=2) == [0.5, 1, 0.5, 0, 0]
+    assert at(optim.inverse_square_root, 0, 3, 15, warmup=4) == [1, 1, 0.5]
+
+
+def of_slots(schedule):
+    return optim.over_slots(functools.partial(optim.adafactor, weight_decay_rate=0.0), [4], [0.3], schedule)
+
+
+def of_a_model(schedule):
+    return optim.whole(functools.partial(optim.adafactor, weight_decay_rate=0.0), 0.3, schedule)
+
+
+@pytest.mark.parametrize("optimizer_of", [of_slots, of_a_model])
+def test_a_schedule_scales_the_learning_rate_of_prompts_and_of_a_model(optimizer_of):
+    trainable, moved = {"prompt": {"bank": jnp.asarray(random_bank([4]))}}, []
+    for schedule in (optim.constant_schedule, lambda step: jnp.float32(0.5)):
+        optimizer = optimizer_of(schedule)
+        new, _ = optimizer.update(trainable, optimizer.init(trainable), trainable, jnp.int32(0))
+        moved.append(new["prompt"]["bank"] - trainable["prompt"]["bank"])
+    assert jnp.abs(moved[0]).min() > 1e-3
+    np.testing.assert_allclose(moved[1], moved[0] / 2, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(("took", "expected"), [(True, 2), (False, 1)])
+def test_a_whole_model_is_what_it_was_where_a_step_is_left_out(took, expected):
+    of = lambda value: ({"weight": jnp.full(3, value)}, {"moment": jnp.full(2, value)})
+    found = optim.whole(optim.adafactor, 0.1).choose(jnp.array([took]), of(2.0), of(1.0))
+    assert all((leaf == expected).all() for leaf in jax.tree.leaves(found))
 
 
 @pytest.mark.parametrize("placement", [layout.front, layout.after_bos, layout.behind])
@@ -200,7 +251,7 @@ def unsound_steps(lengths, rates):
     return step, state_of, layout.pack(random_items(5, lengths), layout.Shape(64, 24, (12,)), max(lengths))
 
 
-@pytest.mark.parametrize("bad", [np.inf, np.nan, 1e30])
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, 1e30, -1e30])
 def test_an_unsound_slot_leaves_out_its_step_alone_and_the_others_do_not_notice(bad):
     lengths, rates = (4, 7, 4, 3), (0.3, 0.1, 0.03, 1e30)
     step, state_of, batch = unsound_steps(lengths, rates)

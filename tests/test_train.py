@@ -15,8 +15,10 @@ import pytest
 from conftest import flags
 from matplotlib import axes
 
-from prompt_tuning import base, cli, configure, device, prompt_file, report, split, task_file
-from prompt_tuning.checkpoint import Checkpointer
+from prompt_tuning import base, cli, configure, device, optim, prompt_file, report, split, task_file, train
+from prompt_tuning.checkpoint import Best, Checkpointer
+from prompt_tuning.run import Run
+from prompt_tuning.slots import Slot
 
 
 def run(home: Path, model_dir: Path, command: str = "train", **names) -> int:
@@ -186,6 +188,12 @@ def test_early_stopping_stops(home, tmp_path, capsys):
     assert records(tmp_path)[-1]["step"] < 10
 
 
+def test_patience_waits_for_the_slot_that_got_better_last():
+    best = Best({}, np.zeros(2), np.array([10, 30]))
+    left = [train._out_of_patience(Run(patience=2, eval_period=10), best, step) for step in (30, 40, 50)]
+    assert left == [False, False, True]
+
+
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
@@ -284,6 +292,26 @@ def test_frozen_base_is_untouched_by_a_run(home, tmp_path):
     before = split.digest(base.load_base(home / "base").params)
     assert run(home, tmp_path) == 0
     assert split.digest(base.load_base(home / "base").params) == before
+
+
+SETTINGS = {  # each with the paper's value (Lester et al. 2021, §3.2), and another
+    "LEARNING_RATE": (0.3, 0.7), "DROPOUT_RATE": (0.1, 0.2), "Z_LOSS": (1e-4, 1e-3), "WEIGHT_DECAY": (1e-5, 1e-2),
+    "BATCH_SIZE": (32, 7), "PROMPT_LENGTH": (100, 9), "TRAIN_STEPS": (30_000, 8), "STEP_ORIGIN": (0, 5),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("given", [0, 1], ids=["the paper's", "others"])
+def test_a_run_is_the_papers_where_nothing_else_is_set(given):
+    expected = {name: values[given] for name, values in SETTINGS.items()}
+    configure.parse(bindings=[f"{name} = {value}" for name, value in expected.items()] if given else [])
+    run, slot, optimizer = Run(), Slot(), configure.bound(optim.adafactor)
+    assert (run.optimizer, run.schedule) == (optim.adafactor, optim.constant_schedule)
+    found = {
+        "LEARNING_RATE": slot.learning_rate, "DROPOUT_RATE": run.dropout_rate, "Z_LOSS": run.z_loss,
+        "WEIGHT_DECAY": optimizer["weight_decay_rate"], "BATCH_SIZE": run.batch_size, "PROMPT_LENGTH": slot.length,
+        "TRAIN_STEPS": run.train_steps, "STEP_ORIGIN": optimizer["step_origin"],
+    }  # fmt: skip
+    assert found == expected
 
 
 def test_gin_files_compose_in_any_order(tmp_path):

@@ -65,6 +65,41 @@ def test_a_mixed_batch_answers_as_each_prompt_alone(home, tuned):
     assert [a.text for a in written] == [a.text for a in apart]
 
 
+def test_each_prompt_of_a_mixed_batch_is_calibrated_by_its_own_prior(tuned):
+    nothing = ["review:", "review: a film"]
+    mixed = tuned.predict(TEXTS[:1] * 2, prompt=["p1", "p2"], content_free=nothing)
+    alone = [tuned.predict(TEXTS[:1], prompt=name, content_free=nothing)[0] for name in ("p1", "p2")]
+    for a, b in zip(mixed, alone, strict=True):
+        assert a.prior == pytest.approx(b.prior, abs=1e-5)
+    assert alone[0].prior != pytest.approx(alone[1].prior, abs=1e-3)
+
+
+def test_the_score_of_a_calibrated_answer_is_its_likelihood(tuned):
+    for text in TEXTS:
+        (answer,) = tuned.predict([text], prompt="p1", content_free=["review:"])
+        (alone,) = tuned.answer([Request(text, "p1", labels=(answer.text,))])
+        assert answer.score == pytest.approx(alone.score, abs=1e-4)
+
+
+def test_a_prompt_without_labels_writes_as_does_one_that_is_given_none(home, tuned):
+    bare = Prompt(prompt(4, 5).vectors)
+    for one, labels in ((bare, None), (prompt(4, 5), [])):
+        name = tuned.add(one, "free", labels)
+        assert tuned.prompts[name].labels == ()
+        assert tuned.predict(TEXTS[:1], prompt=name)[0].probabilities == {}
+        tuned.remove(name)
+
+
+def test_a_text_has_the_tokens_that_its_prompt_was_trained_on_or_those_that_a_row_has_room_for(tuned, monkeypatch):
+    tuned.add(dataclasses.replace(prompt(6, 5), card=Card(name="p5", labels=LABELS)))
+    lengths: list[int] = []
+    count = lambda answerer, params, questions, **_: lengths.extend(len(q.inputs) for q in questions)
+    monkeypatch.setattr(infer, "rank", lambda *args, **more: count(*args, **more) or [None] * len(args[2]))
+    tuned.predict(["review: " + "a dull film about love " * 50] * 2, prompt=["p1", "p5"])
+    tuned.remove("p5")
+    assert lengths == [32, SHAPE.row_length - 6]
+
+
 def test_an_answer_may_be_as_long_as_those_a_prompt_was_trained_on(home, monkeypatch):
     lengths: list[int] = []
     monkeypatch.setattr(infer, "_decode", lambda *args: lengths.append(args[5]) or 1 / 0)
@@ -143,6 +178,13 @@ def test_answers_go_where_a_link_leads_and_to_no_folder(asking, tmp_path, capsys
     monkeypatch.setattr(PromptTuned, "load", None)
     assert cli.main([*asking, "--output", str(tmp_path), "a film"]) == 2
     assert "is a folder" in capsys.readouterr().err
+
+
+def test_answers_that_fail_leave_those_that_were_there(asking, tmp_path, capsys):
+    (tmp_path / "answers.jsonl").write_text("old")
+    arguments = ["--base", str(tmp_path / "nowhere"), "--output", str(tmp_path / "answers.jsonl"), "a film"]
+    assert cli.main([*asking, *arguments]) == 2
+    assert (tmp_path / "answers.jsonl").read_text() == "old" and not list(tmp_path.glob(".*.part"))
 
 
 def test_prompts_are_added_and_removed_without_compiling(tuned, compiled):
@@ -248,7 +290,7 @@ def test_what_is_sampled_comes_from_the_seed(home):
     )
     params = opened.base.params | {"prompt": {"bank": jnp.asarray(prompt(3, 1).vectors)[None]}}
     asked = [infer.Question(np.array([5, 6, 7, 1], np.int32), 0)] * 8
-    draw = lambda seed: [a.score for a in infer.write(answerer, params, asked, decode.sample, seed)]
+    draw = lambda seed: [a.text for a in infer.write(answerer, params, asked, decode.sample, seed)]
     assert draw(1) == draw(1) != draw(2)
     assert len(set(draw(1))) > 1, "examples do not share what they draw"
 

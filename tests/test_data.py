@@ -5,6 +5,7 @@ import string
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import sentencepiece
 
 from prompt_tuning.data import open_mixture
 from prompt_tuning.errors import UserError
-from prompt_tuning.examples import UNCUT
+from prompt_tuning.examples import UNCUT, Mixture, proportional
 from prompt_tuning.vocabulary import Vocabulary
 
 seqio = pytest.importorskip("seqio")
@@ -163,6 +164,18 @@ def test_rates_follow_seqio_and_an_evaluation_task_has_none(vocabulary):
         "data_b": 0.75,
         "data_c": 0.0,
     }
+
+
+def test_tasks_together_are_drawn_by_their_training_examples_up_to_the_cap():
+    sizes = {"large": 900, "small": 50, "held_out": None}
+    of = lambda name: SimpleNamespace(
+        name=name, splits=("train",) if sizes[name] else (), load=lambda split: range(sizes[name])
+    )
+    tasks = {name: of(name) for name in sizes}
+    parts = Mixture("large", (tasks["large"],), (1.0,)), Mixture("all", tuple(tasks.values()), (0.5, 0.5, 0.0))
+    together = proportional(parts, cap=150)
+    assert (together.name, together.tasks) == ("large+all", tuple(tasks.values()))
+    assert together.rates == (0.75, 0.25, 0) and proportional(parts).rates == (900 / 950, 50 / 950, 0)
 
 
 @pytest.mark.parametrize(

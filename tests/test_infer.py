@@ -1,6 +1,7 @@
 """Labels are ranked alike whatever they are computed in: rows, lines, on one device or several."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 from conftest import TINY, random_bank, random_params
 
 from prompt_tuning import device, infer, layout
+from prompt_tuning.errors import UserError
+from prompt_tuning.examples import Examples, Ragged
 from prompt_tuning.progress import bar
 from prompt_tuning.slots import Slot
 from prompt_tuning.step import Model
@@ -108,6 +111,27 @@ def test_people_at_a_terminal_see_how_far_it_is(monkeypatch, capsys):
     out, shown = capsys.readouterr()
     assert not out
     assert "answering" in shown
+
+
+def test_a_slot_without_labels_to_rank_is_named(letters):
+    slots = [Slot(length=4, name="films"), Slot(length=7, name="books")]
+    one = dataclasses.replace(answerer(device.make_mesh(), letters), slots=slots, labels=[LABELS[0], ()])
+    asked = [infer.Question(np.array([5, 1], np.int32), k, labels) for k, labels in ((0, ()), (1, ("a",)), (1, ()))]
+    with pytest.raises(UserError, match=r"^books: there are no labels to rank\. Type --gin\.PREDICT=@write"):
+        infer.rank(one, {}, asked)
+
+
+def test_each_task_of_a_mixture_is_ranked_with_its_own_labels_or_written(monkeypatch):
+    say = lambda how: lambda answerer, params, asked: [(how, q.labels, q.inputs.tolist()) for q in asked]
+    monkeypatch.setattr(infer, "rank", say("ranked"))
+    monkeypatch.setattr(infer, "write", say("written"))
+    labels, held_out = (("x", "y"), (), ("z",)), []
+    for n, name in enumerate("bac"):
+        examples = Examples(name, "validation", Ragged.of([[n], [n, n]]), Ragged.of([]), ())
+        held_out.append((SimpleNamespace(name=name, labels=labels[n]), examples))
+    (found,) = infer.answer_all(SimpleNamespace(labels=[()]), {}, [held_out])
+    for n, how in enumerate(("ranked", "written", "ranked")):
+        assert found[n] == [(how, labels[n], [n]), (how, labels[n], [n, n])]
 
 
 @dataclasses.dataclass

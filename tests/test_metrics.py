@@ -1,6 +1,7 @@
 """Metrics agree with the reference's, on 240 random predictions each (scripts/record_metrics.py)."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -32,6 +33,17 @@ def test_rouge_is_the_mean_of_which_the_reference_draws_a_bootstrap():
     assert metrics.rouge(case["targets"], case["predictions"]) == pytest.approx(case["scores"], abs=0.3)
 
 
+def test_rouge_of_summaries_goes_by_sentences():
+    scores = metrics.rouge(["b c . a"], ["a . b c"])
+    assert scores == pytest.approx({"rouge1": 100, "rouge2": 50, "rougeLsum": 100})
+
+
+def test_bleu_is_of_the_predictions_which_are_punished_where_they_are_shorter():
+    pytest.importorskip("sacrebleu", reason="BLEU is sacrebleu's, which is no dependency")
+    long, short = "the cat sat on the mat by the door", "the cat sat on the mat"
+    assert metrics.bleu([long], [short])["bleu"] == pytest.approx(100 * math.exp(1 - 9 / 6))
+
+
 def test_a_constant_prediction_has_no_correlation_and_counts_as_zero():
     assert metrics.pearson([1.0, 2.0, 3.0], [2.0, 2.0, 2.0]) == {"pearson_corrcoef": 0.0}
     assert metrics.spearman([1.0, 2.0, 3.0], [2.0, 2.0, 2.0]) == {"spearman_corrcoef": 0.0}
@@ -45,6 +57,10 @@ def test_an_answer_that_is_no_label_is_wrong_in_f1():
 
 def test_squad_takes_the_best_of_the_answers_and_forgives_articles_case_and_punctuation():
     assert metrics.squad([["New York City", "York"]], ["the york!"]) == {"em": 100.0, "f1": 100.0}
+
+
+def test_where_squad_has_no_answer_saying_nothing_is_right():
+    assert metrics.squad([[], []], ["", "York"])["em"] == 50
 
 
 SUPERGLUE = {  # Lester et al. 2021, Table 3: the average of five prompts on T5-XXL is 90.5

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import sentencepiece
 
+from prompt_tuning import metrics
 from prompt_tuning.errors import UserError
 from prompt_tuning.task_file import open_task_file
 from prompt_tuning.vocabulary import Vocabulary
@@ -30,7 +31,7 @@ def vocabulary(tmp_path_factory) -> Vocabulary:
     folder = tmp_path_factory.mktemp("vocabulary")
     lines = [
         "hypothesis: premise: sentence: entailment neutral negative positive",
-        "abcdefghijklmnopqrstuvwxyz {}0123.",
+        "abcdefghijklmnopqrstuvwxyz TF {}0123.",
     ]
     (folder / "corpus.txt").write_text("\n".join(lines * 20))
     sentencepiece.SentencePieceTrainer.train(
@@ -97,6 +98,50 @@ def test_labels_may_be_numbers_or_a_table_from_the_columns_values(write):
         assert [t["targets_pretokenized"] for t in examples.texts] == ["positive", "negative"]
 
 
+SENTENCE = 'inputs = "sentence: {s}"\ntarget = "y"\nlabels = %s\ntrain = "t.jsonl"\n'
+
+
+def test_labels_that_are_numbers_or_truths_stand_for_themselves_alone(write):
+    for labels, value, expected in (
+        (["1", "2"], 1, "1"),
+        (["2", "1"], 1, "1"),
+        (["True", "False"], True, "True"),
+        (["True", "False"], False, "False"),
+    ):
+        task = write(SENTENCE % json.dumps(labels), **{"t.jsonl": json.dumps({"s": "good", "y": value})})
+        assert [t["targets_pretokenized"] for t in task.load("train").texts] == [expected]
+    with pytest.raises(UserError, match=r"label '0'; .* knows '1', '2'"):
+        write(SENTENCE % '["1", "2"]', **{"t.jsonl": '{"s": "good", "y": 0}'}).load("train")
+
+
+def test_several_files_of_one_split_are_read_one_after_another(write):
+    files = {f"{n}.jsonl": json.dumps(row) for n, row in enumerate(ROWS)}
+    task = write(NLI.replace('"train.jsonl"', '["1.jsonl", "0.jsonl"]'), **files)
+    assert [t["targets_pretokenized"] for t in task.load("train").texts] == ["neutral", "entailment"]
+    assert len(task.load("train[:1]")) == 1
+
+
+def test_a_brace_that_is_written_twice_is_a_brace_of_the_text(write):
+    task = write(NLI.replace("hypothesis:", "{{hypothesis}}"))
+    text = task.load("train").texts[0]["inputs_pretokenized"]
+    assert text == "{hypothesis} the film is thin premise: a thin plot"
+
+
+def test_a_correlation_takes_an_answer_without_a_number_as_minus_one(write):
+    toml = (SENTENCE + 'metric = "pearson"\n').replace("labels = %s\n", "")
+    rows = "".join(json.dumps({"s": "good", "y": y}) + "\n" for y in (1, 2, 3))
+    task = write(toml, **{"t.jsonl": rows})
+    found = task.score(task.load("train"), ["1", "2.0", "good"])
+    assert found == metrics.pearson([1.0, 2.0, 3.0], [1.0, 2.0, -1.0]) != metrics.pearson([1, 2, 3], [1, 2, 0])
+
+
+def test_blanks_around_a_free_answer_make_it_no_other(write):
+    row = {"hypothesis": "a", "premise": "b", "label": " thin"}
+    task = write(NLI.replace('labels = ["entailment", "neutral"]\n', ""), **{"train.jsonl": json.dumps(row)})
+    examples = task.load("train")
+    assert task.score(examples, ["thin "]) == {"accuracy": 100} != task.score(examples, ["th in"])
+
+
 def test_long_inputs_are_cut_and_counted_and_still_end(write):
     examples = write(lengths={"inputs": 5, "targets": 8}).load("train")
     assert examples.truncated == 2
@@ -136,6 +181,14 @@ def test_a_row_of_another_width_is_named_with_file_and_line(write):
         write(
             NLI.replace("jsonl", "tsv"),
             **{"train.tsv": "hypothesis\tpremise\tlabel\na\tb\tneutral\na\tneutral\n"},
+        ).load("train")
+
+
+def test_a_quote_that_ends_inside_a_cell_is_named_with_file_and_line(write):
+    with pytest.raises(UserError, match=r"train\.csv:2: not CSV"):
+        write(
+            NLI.replace("jsonl", "csv"),
+            **{"train.csv": 'hypothesis,premise,label\na,"b" c,neutral\n'},
         ).load("train")
 
 
@@ -190,6 +243,8 @@ def test_the_first_examples_of_a_split_can_be_had_alone(write):
         ),
         (NLI + 'metric = "acuracy"', "unknown metric 'acuracy'.*'accuracy'"),
         (NLI.replace('"neutral"', '"中立"'), "cannot spell the label '中立'"),
+        (NLI.replace('"neutral"', '"entailment"'), "labels should be a list of different texts"),
+        (NLI.replace("labels", "# labels") + 'metric = "pearson"', "jsonl:1: the target 'entailment' is no number"),
         ("inputs = ", "not TOML"),
         (NLI.replace("train.jsonl", "nowhere.jsonl"), "nowhere.jsonl does not exist"),
         (NLI.replace("train.jsonl", "train.xlsx"), "does not exist"),

@@ -154,8 +154,10 @@ def test_the_text_is_the_papers(name, example, expected, letters):
     assert texts(name, example, letters) == [expected]
 
 
-@pytest.mark.parametrize(("score", "target"), [(3.8, "3.8"), (3.75, "3.8"), (2.3, "2.4"), (0.0, "0.0"), (5.0, "5.0")])
-def test_similarity_is_rounded_to_fifths(score, target, letters):
+@pytest.mark.parametrize(
+    ("score", "target"), [(3.8, "3.8"), (3.75, "3.8"), (2.3, "2.4"), (0.0, "0.0"), (5.0, "5.0"), (-1.0, "<unk>")]
+)
+def test_similarity_is_rounded_to_fifths_and_below_0_is_kept_back(score, target, letters):
     example = {"sentence1": "a", "sentence2": "b", "label": tf.constant(score, tf.float32), "idx": 0}
     assert texts("glue_stsb", example, letters) == [("sentence1: a sentence2: b", target)]
 
@@ -212,6 +214,12 @@ def test_a_referent_matches_by_its_words(prediction, verdict):
         verdict = 0  # without an apostrophe it is another name
     assert referent(prediction, example) == verdict
     assert referent(prediction, example, is_target=True) == 1
+
+
+def test_a_text_that_is_no_number_counts_as_one_that_is_no_similarity():
+    from tasks.answers import number
+
+    assert (number("3.8"), number("alike")) == (3.8, -1)
 
 
 @pytest.mark.parametrize(
@@ -275,11 +283,84 @@ def test_official_files_make_the_same_text_as_tensorflow_datasets(tmp_path, lett
     assert [(t["inputs_pretokenized"], t["targets_pretokenized"]) for t in examples.texts] == same
 
 
+def table(header, *rows):
+    return "".join("\t".join(row) + "\n" for row in (header.split(), *rows))
+
+
+COPA = {"premise": "p", "choice1": "a", "choice2": "b", "question": "cause", "label": 1}
+MULTIRC = {"idx": 3, "passage": {"text": "t", "questions": [
+    {"question": "q", "idx": 4, "answers": [{"text": "x", "label": 1}, {"text": "y", "label": 0}]}]}}  # fmt: skip
+RECORD = {"idx": 1, "passage": {"text": "Rome saw Caesar", "entities": [
+    {"start": 0, "end": 3}, {"start": 9, "end": 14}]}, "qas": [
+    {"query": "@placeholder won", "idx": 2, "answers": [{"text": "Julius"}, {"text": "Caesar"}]},
+    {"query": "@placeholder lost", "idx": 3, "answers": [{"text": "Rome"}]}]}  # fmt: skip
+RECORD_TEXT = "query: @placeholder %s entities: Caesar, Rome passage: Rome saw Caesar"
+WSC = {"text": "Bob asked Tom if he can.", "idx": 0, "label": True,
+       "target": {"span1_index": 2, "span1_text": "Tom", "span2_index": 4, "span2_text": "he"}}  # fmt: skip
+MNLI = "sentence1 sentence2 gold_label"
+OFFICIAL = [
+    ("superglue/BoolQ/val.jsonl", {"question": "is it", "passage": "P", "label": True},
+     [("passage: P question: is it", "True")]),
+    ("superglue/COPA/val.jsonl", COPA, [("choice1: a choice2: b premise: p question: cause", "choice2")]),
+    ("superglue/MultiRC/val.jsonl", MULTIRC,
+     [("question: q answer: x paragraph: t", "True"), ("question: q answer: y paragraph: t", "False")]),
+    ("superglue/ReCoRD/val.jsonl", RECORD,
+     [(RECORD_TEXT % "won", "Caesar"), (RECORD_TEXT % "won", "Julius"), (RECORD_TEXT % "lost", "Rome")]),
+    ("superglue/WiC/val.jsonl", {"word": "w", "sentence1": "a", "sentence2": "b", "label": True},
+     [("sentence1: a sentence2: b word: w", "True")]),
+    ("superglue/WSC/val.jsonl", WSC, [("Bob asked Tom if *he* can.", "Tom")]),
+    ("glue/CoLA/dev.tsv", "gj04\t1\t\tIt is.\ngj04\t0\t*\tIs it is.\n",
+     [("sentence: It is.", "acceptable"), ("sentence: Is it is.", "unacceptable")]),
+    ("glue/SST-2/dev.tsv", table("sentence label", ("fine", "1")), [("sentence: fine", "positive")]),
+    ("glue/MRPC/dev.tsv", table("Quality a b", ("1", "x", "y")).replace("a\tb", "#1 String\t#2 String"),
+     [("sentence1: x sentence2: y", "equivalent")]),
+    ("glue/STS-B/dev.tsv", table("sentence1 sentence2 score", ("a", "b", "3.75"), ("c", "d", "0.000")),
+     [("sentence1: a sentence2: b", "3.8"), ("sentence1: c sentence2: d", "0.0")]),
+    ("glue/MNLI/dev_matched.tsv", table(MNLI, ("p", "h", "contradiction")),
+     [("hypothesis: h premise: p", "contradiction")]),
+    ("glue/MNLI/dev_mismatched.tsv", table(MNLI, ("p", "h", "neutral")), [("hypothesis: h premise: p", "neutral")]),
+    ("glue/QNLI/dev.tsv", table("question sentence label", ("q", "s", "entailment")),
+     [("question: q sentence: s", "entailment")]),
+    ("glue/WNLI/dev.tsv", table("sentence1 sentence2 label", ("a", "b", "1")),
+     [("sentence1: a sentence2: b", "entailment")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("file", "content", "expected"), OFFICIAL, ids=[file for file, _, _ in OFFICIAL])
+def test_an_official_row_is_the_papers_text_and_answer(file, content, expected, tmp_path, letters):
+    benchmark, folder, split = file.split("/")
+    name = f"{benchmark}_{folder.lower().replace('-', '')}"
+    name += "_mismatched" if split.startswith("dev_mismatched") else ""
+    data_dir = official(tmp_path, {file: content if isinstance(content, str) else json.dumps(content)})
+    task = open_mixture(name, letters, {"inputs": 512, "targets": 64}, data_dir=data_dir).tasks[0]
+    examples = task.load("validation")
+    assert [(t["inputs_pretokenized"], t["targets_pretokenized"]) for t in examples.texts] == expected
+    scores = task.score(examples, [answer for _, answer in expected])
+    assert scores and list(scores.values()) == pytest.approx([100] * len(scores))
+
+
+def test_a_question_is_right_with_all_its_answers_and_apart_from_those_of_other_paragraphs(tmp_path, letters):
+    question = lambda n, right: {"question": "q", "idx": n, "answers": [
+        {"text": "x", "label": right}, {"text": "y", "label": 0}]}  # fmt: skip
+    rows = [{"idx": i, "passage": {"text": "t", "questions": [question(0, 1 - i), question(1, 0)]}} for i in (0, 1)]
+    content = "".join(json.dumps(row) + "\n" for row in rows)
+    data_dir = official(tmp_path, {"superglue/MultiRC/val.jsonl": content})
+    task = open_mixture("superglue_multirc", letters, data_dir=data_dir).tasks[0]
+    assert task.score(task.load("validation"), ["False"] * 8)["exact_match"] == 75
+
+
+def test_a_query_is_answered_by_any_of_its_answers_and_apart_from_others_of_its_passage(tmp_path, letters):
+    data_dir = official(tmp_path, {"superglue/ReCoRD/val.jsonl": json.dumps(RECORD)})
+    task = open_mixture("superglue_record", letters, data_dir=data_dir).tasks[0]
+    assert task.score(task.load("validation"), ["Julius", "Julius", "Caesar"])["em"] == 50
+
+
 def test_seqio_alone_gives_the_tokens_that_the_data_room_gives(tmp_path, letters):
     data_dir = official(tmp_path, {"superglue/CB/train.jsonl": CB * 3})
     task = open_mixture("superglue_cb_prefixed", letters, {"inputs": 12, "targets": 16}, data_dir=data_dir).tasks[0]
     examples = task.load("train")
     assert examples.truncated == 3
+    assert all(examples.inputs[i][-1] == 1 for i in range(3)), "what is cut ends, too"
     for i, theirs in enumerate(task.task.get_dataset(task.lengths, "train", shuffle=False).as_numpy_iterator()):
         assert examples.inputs[i].tolist() == theirs["inputs"].tolist()
         assert examples.targets[i].tolist() == theirs["targets"].tolist()

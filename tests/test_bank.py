@@ -108,6 +108,8 @@ def test_an_answer_may_be_as_long_as_those_a_prompt_was_trained_on(home, monkeyp
         with contextlib.suppress(ZeroDivisionError):
             one.predict(TEXTS, decode=True)
         assert lengths.pop() == expected and not lengths
+    both = PromptTuned.load(str(home / "base"), [prompt(6, 1), prompt(6, 2, target_length=80)])
+    assert list(both.prompts) == ["p1", "p2"]
 
 
 @pytest.fixture
@@ -249,8 +251,9 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(home, tuned):
     other = dataclasses.replace(prompt(2, 8), card=Card(name="other", base_digest="0" * 64))
     odd = dataclasses.replace(prompt(2, 8), card=Card(name="odd", placement="above"))
     foreign = dataclasses.replace(prompt(2, 8), card=Card(name="foreign", labels=("日本",)))
+    wordy = prompt(2, 8, target_length=80)
     refused = [(wide, "8 wide"), (other, "other weights"), (prompt(7, 8), "up to 6"), (prompt(2, 1), "loaded already"),
-               (odd, "'above'"), (foreign, "cannot spell")]  # fmt: skip
+               (odd, "'above'"), (foreign, "cannot spell"), (wordy, "up to 80 tokens")]  # fmt: skip
     for one, word in refused:
         with pytest.raises(UserError, match=word):
             tuned.add(one)

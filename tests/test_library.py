@@ -97,6 +97,14 @@ def test_a_name_that_is_taken_is_refused_and_nothing_is_added(shelf, places, tmp
     assert shelf.add([places[0]], "a again")[0].name == "a_again"
 
 
+def test_nothing_is_added_where_one_prompt_points_nowhere(shelf, tmp_path):
+    nowhere = str(tmp_path / "nowhere.npy")
+    prompt_file.save_npy(Path(nowhere), np.zeros((4, 8)))
+    with pytest.raises(UserError, match="nowhere"):
+        shelf.add([save(tmp_path, "new", 1), nowhere])
+    assert not list(shelf.folder.glob("n*"))
+
+
 def test_a_name_cannot_leave_the_folder(shelf, places):
     [entry] = shelf.add([places[0]], "../../a/b")
     assert shelf.path(entry.name).parent == shelf.folder

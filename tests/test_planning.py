@@ -11,6 +11,13 @@ def of_length(length: int, number: int = 0) -> layout.Item:
     return layout.Item(np.full(length, 5, np.int32), [np.array([6, 1], np.int32)], 0, number)
 
 
+@pytest.mark.parametrize(("inputs", "targets"), [(9, 1), (1, 5)])
+def test_an_example_longer_than_a_row_is_refused(inputs, targets):
+    item = layout.Item(np.full(inputs, 5, np.int32), [np.full(targets, 6, np.int32)])
+    with pytest.raises(ValueError, match="a row 8"):
+        layout.pack([item], layout.Shape(8, 4, (1,)))
+
+
 def test_a_batch_takes_the_fewest_of_the_rows_that_are_worth_a_program():
     batch = lambda count: [of_length(128, n) for n in range(count)]  # no two fit into a row
     counts = [8, 8, 8, 8, 8, 8, 12, 12, 20]

@@ -129,8 +129,11 @@ def test_a_checkpoint_whose_description_was_changed_is_damaged(saved):
     told = {"base_digest": IDENTITY.base_digest, "settings": IDENTITY.settings, "format": checkpoint.FORMAT}
     seal = checkpoint._seal(told | {"settings": {"batch_size": 8}})
     rewritten(saved, 6, {"state": state_at(6), "best": best_at(6)}, told | {"seal": seal})
+    earlier = saved / "checkpoints" / "damaged-6" / "state"
+    earlier.mkdir(parents=True)
     found = restored(saved)
     assert same(found, 3) and "its description is not what was written" in found.notes[0]
+    assert earlier.is_dir() and (saved / "checkpoints" / "damaged-6-1" / "state").is_dir()
 
 
 def test_a_checkpoint_from_before_digests_is_resumed(saved):

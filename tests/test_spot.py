@@ -69,9 +69,10 @@ def test_a_mixture_is_one_tuning():
     assert spot.top_k_mixture(spot.ranked(ALIKE), 2) == [spot.Pick(("c", "a"), (), mixture=True)]
 
 
-def test_an_average_with_a_source_that_points_away_is_refused():
+@pytest.mark.parametrize("similarity", [-0.1, 0.0])
+def test_an_average_with_a_source_that_points_away_or_aside_is_refused(similarity):
     with pytest.raises(UserError, match="TOP_K=1"):
-        spot.top_k_weighted_average(spot.ranked({"a": 0.5, "b": -0.1}), 2)
+        spot.top_k_weighted_average(spot.ranked({"a": 0.5, "b": similarity}), 2)
 
 
 @pytest.mark.parametrize("k", [0, 5, 1.5])

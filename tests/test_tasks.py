@@ -142,6 +142,8 @@ FORMATS = [
      ("question: Who ' s he ? context: He ( Tom ) came . ", "Tom")),
     ("summarize_samsum_prefixed", {"dialogue": "A: hi", "summary": "greeting", "id": "x"},
      ("samsum summarize: A: hi", "greeting")),
+    ("spot_sentiment140", {"text": "happy", "polarity": 4}, ("text: happy", "positive")),
+    ("spot_sentiment140_prefixed", {"text": "sad", "polarity": 0}, ("sentiment140 text: sad", "negative")),
     ("spot_winogrande", {"sentence": "_ ran", "option1": "I", "option2": "you", "label": 1},
      ("option1: I option2: you sentence: _ ran", "option2")),
     ("spot_hellaswag", {"context": "he", "endings": tf.constant(["a", "b", "c", "d"]), "label": 2},
@@ -253,6 +255,7 @@ CB = '{"premise": "p", "hypothesis": "h", "label": "neutral", "idx": 0}\n'
 BROKEN = [
     ("superglue_cb", "superglue/CB/train.jsonl", CB + '{"premise": "p", "hypo', r"train\.jsonl:2: not JSON"),
     ("superglue_cb", "superglue/CB/train.jsonl", CB.replace("neutral", "maybe"), r"train\.jsonl:1: label 'maybe'"),
+    ("superglue_cb", "superglue/CB/train.jsonl", CB.replace('"neutral"', "null"), r"train\.jsonl:1: label None"),
     ("superglue_cb", "superglue/CB/train.jsonl", CB.replace('"h"', "7"), r"train\.jsonl:1: hypothesis should be str"),
     ("superglue_cb", "superglue/CB/train.jsonl", CB.replace("premise", "premiss"),
      r"train\.jsonl:1: no field 'premise'"),
@@ -263,6 +266,7 @@ BROKEN = [
     ("glue_sst2", "glue/SST-2/train.tsv", b"sentence\tlabel\ncaf\xe9\t1\n", r"train\.tsv:2: byte 4 .*not UTF-8"),
     ("glue_sst2", "glue/SST-2/train.tsv", "sentence\tlabel\ngood\n", r"train\.tsv:2: 1 columns where 2"),
     ("glue_stsb", "glue/STS-B/train.tsv", "sentence1\tsentence2\tscore\na\tb\t6.1\n", r"train\.tsv:2: score '6\.1'"),
+    ("glue_stsb", "glue/STS-B/train.tsv", "sentence1\tsentence2\tscore\na\tb\t-1\n", r"train\.tsv:2: score '-1'"),
     ("superglue_wsc", "superglue/WSC/train.jsonl", json.dumps({"text": "a b", "label": True, "target": {
         "span1_text": "a", "span1_index": 0, "span2_text": "X", "span2_index": 9}}),
      r"jsonl:1: span2_index 9 is beyond"),
@@ -387,7 +391,7 @@ def test_a_broken_row_of_quora_is_skipped_as_tensorflow_datasets_does(tmp_path, 
 
 def test_wsc_trains_on_right_referents_only_and_spells_them_as_the_text_does(tmp_path, letters):
     row = {"text": "The fish ate the worm . It was tasty.", "idx": 0, "label": True,
-           "target": {"span1_index": 3, "span1_text": "The worm", "span2_index": 6, "span2_text": "It"}}  # fmt: skip
+           "target": {"span1_index": 3, "span1_text": "The worm.", "span2_index": 6, "span2_text": "It"}}  # fmt: skip
     rows = json.dumps(row) + "\n" + json.dumps(row | {"label": False}) + "\n"
     data_dir = official(tmp_path, {"superglue/WSC/train.jsonl": rows, "superglue/WSC/val.jsonl": rows})
     task = open_mixture("superglue_wsc", letters, data_dir=data_dir).tasks[0]

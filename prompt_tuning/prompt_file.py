@@ -91,14 +91,15 @@ def find(place: str | Path) -> Path:
         raise UserError(f"There is no prompt file {text}. A prompt is a .npy or .safetensors file, or RUN:SLOT[@STEP].")
     run, slot, step = Path(match["run"]), match["slot"], match["step"]
     refuse_adapter(run)
+    best = sorted(f.stem for f in (run / "prompts").glob("*.safetensors"))
     if step:
         folder, ending = run / "numpy_checkpoints" / f"checkpoint_{int(step)}", f"/{BARE}"
-        alone = slot is None or (run / "prompts" / f"{slot}.safetensors").is_file()
-        if alone and (folder / BARE).is_file():  # a run of one slot
+        of_one_slot = (folder / BARE).is_file()
+        if of_one_slot and slot in (None, *best):
             return folder / BARE
+        known = best if of_one_slot else sorted(f.parent.name for f in folder.glob(f"*/{BARE}"))
     else:
-        folder, ending = run / "prompts", ".safetensors"
-    known = sorted(str(f.relative_to(folder)).removesuffix(ending) for f in folder.glob(f"*{ending}"))
+        folder, ending, known = run / "prompts", ".safetensors", best
     if slot is None and len(known) == 1:
         slot = known[0]
     if slot not in known:

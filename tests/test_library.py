@@ -192,5 +192,5 @@ def test_the_step_of_a_run_of_one_prompt_needs_no_name_and_takes_no_wrong_one(tm
     prompt_file.save_npy(run / "numpy_checkpoints" / "checkpoint_20" / prompt_file.BARE, vectors)
     for place in (f"{run}@20", f"{run}:films@20"):
         np.testing.assert_array_equal(prompt_file.load(place).vectors, vectors)
-    with pytest.raises(UserError, match="no prompt in"):
+    with pytest.raises(UserError, match=r"no prompt 'film' in .*Did you mean 'films'"):
         prompt_file.load(f"{run}:film@20")

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 import functools
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import gin
@@ -76,26 +76,15 @@ def _train(run: Run, stop: Stop) -> Result:
                 file.write(gin.operative_config_str().encode())
         with contextlib.closing(Log(run.folder if job.writes() else None, int(state.step), start.evaluated)) as log:
             for state, evaluates in _periods(opened, feed, optimizer, start, frozen, log, clock, stop):
-                done, cut_short, failed = int(state.step), False, None
+                done, cut_short = int(state.step), None
                 if evaluates:
-                    allocator.give_back_freed_memory()
-                    try:
-                        metrics, scores = evaluate(split.merge(state.trainable, frozen))
-                        best = best.updated(way.kept(state.trainable), scores, done)
-                        _log_evaluation(log, opened, metrics, scores, best, done)
-                    except Interrupted:
-                        cut_short = True
-                    except Exception as error:  # of a task's own metric, say; what was trained is not lost with it
-                        if job.several():  # the other processes may not be here
-                            raise
-                        cut_short, failed = True, error
-                    allocator.give_back_freed_memory()
+                    best, cut_short = _evaluated(opened, evaluate, state, frozen, best, log)
                 log.flush()
                 way.save(opened, state.trainable, done)  # before the checkpoint: what resumes from it saves it no more
-                saved.save(state, best, identity, evaluated=not cut_short)
-                if failed:
+                saved.save(state, best, identity, evaluated=cut_short is None)
+                if cut_short and not isinstance(cut_short, Interrupted):
                     log.say(f"step {done} is saved but could not be evaluated; the same command begins there", "bold")
-                    raise failed
+                    raise cut_short
                 if stop.is_set():
                     break
                 if _out_of_patience(run, best, done):
@@ -170,6 +159,28 @@ def _periods(
                 clock.pause()  # nor is evaluating
             if stopped:
                 return
+
+
+def _evaluated(
+    opened: Opened, evaluate: Callable[[split.Params], tuple[Metrics, np.ndarray]], state: TrainState,
+    frozen: split.Params, best: Best, log: Log,
+) -> tuple[Best, Exception | None]:  # fmt: skip
+    """The best after an evaluation, and what cut it short: a stop, or an error of a task's own metric, say.
+
+    An error is returned, so that what was trained can be saved before it is raised.
+    """
+    allocator.give_back_freed_memory()
+    try:
+        metrics, scores = evaluate(split.merge(state.trainable, frozen))
+        best = best.updated(opened.run.tuning.kept(state.trainable), scores, int(state.step))
+        _log_evaluation(log, opened, metrics, scores, best, int(state.step))
+    except Exception as error:
+        if job.several() and not isinstance(error, Interrupted):  # the other processes may not be here
+            raise
+        return best, error
+    finally:
+        allocator.give_back_freed_memory()
+    return best, None
 
 
 def _log_evaluation(

@@ -200,7 +200,7 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_is_killed(tmp_path)
 def test_what_a_killed_run_left_half_written_is_cleared_and_nothing_else(tmp_path):
     whole = ["prompts/films.safetensors", "checkpoints/3/state/x", "base/checkpoint_7/checkpoint", "notes.part"]
     half = ["prompts/.films.safetensors.a1b2.part", "checkpoints/6.orbax-checkpoint-tmp/x", ".config.gin.c3.part",
-            "base/checkpoint_9.tmp-1f/x"]  # fmt: skip
+            "base/.checkpoint_9.1f.part/x"]  # fmt: skip
     for name in whole + half:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("x")

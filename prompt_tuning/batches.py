@@ -55,7 +55,8 @@ class Feed(abc.ABC):
             raise UserError(f"{self.opened.slots[missing[0]].name}: nothing to train on: {self.described} is empty.")
         line = None if self.run.tuning.whole_model else device.line(self.opened.mesh)
         devices = self.opened.mesh.shape["data"]
-        return planning.plan(sample, self.longest, self.run.packing, devices, self.run.rows_at_once, line)
+        at_once, steps = self.run.rows_at_once, self.run.train_steps
+        return planning.plan(sample, self.longest, self.run.packing, devices, at_once, line, steps=steps)
 
     def batch(self, step: int, shape: layout.Shape) -> Batch:
         """The packed batch of one step."""

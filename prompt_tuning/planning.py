@@ -4,6 +4,7 @@ Planned from a few batches and the longest example; every batch of a run then ha
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -25,6 +26,7 @@ POSITIONS_PER_PART = 512.0  # what every part costs beside its rows, of a T5 sma
 WIDTHS = 4  # more compute less in vain, and compile longer
 COUNTS = 2  # of rows to choose from, at most: each is a program of its own, which takes seconds to minutes to compile
 SAVED = 0.02  # of the rows, that one more count must save
+POSITIONS_PER_PROGRAM = 100_000.0  # that a run of few steps must save by it besides
 USUAL = 0.9  # share of rows whose targets are planned for
 ROOMY = (128, 256, 512, 1024)  # row lengths that few examples take
 SAMPLE = 16  # batches that the row length is chosen by, at most: all lengths are tried
@@ -38,6 +40,7 @@ def plan(
     at_once: int | None = None,
     line: int | None = None,
     more: bool = True,
+    steps: float = math.inf,
 ) -> Shape:
     """A shape for batches like these: the row length, and the rows taken at a time, that cost least.
 
@@ -45,7 +48,8 @@ def plan(
     of the data axis. Each takes `at_once` rows at a time; or else, when packing, one row of up to `line` positions of
     which only what is filled costs; or else (neither given) all. Parts without examples are not computed, so that one R
     holds every batch; without parts, a batch takes the least of a few R that holds it, one of them spare if `more`
-    batches than these will come, or (else) the one R that holds the largest.
+    batches than these will come, or (else) the one R that holds the largest. In a run of few `steps` all take the spare
+    one, as to compile more would cost more than it saves.
     """
     length, target_length = (round_up(n, m) for n, m in zip(longest, (16, 4), strict=True))
     block = _block(batches, multiple) if packing and line else None
@@ -65,7 +69,10 @@ def plan(
         counts = _rows_needed(batches, shape)
         largest = int(counts.max())
         spare = round_up(largest + packing, multiple)  # for a batch that needs a row more than these
-        rows = sorted({*_counts(counts), spare}) if more else [largest]
+        fewer = _counts(counts)
+        saved = (spare - _mean_rows(counts, fewer)) * shape.row_length * steps
+        worth_it = saved > POSITIONS_PER_PROGRAM * len(fewer)
+        rows = sorted({*(fewer if worth_it else ()), spare}) if more else [largest]
         shape = dataclasses.replace(shape, rows=tuple(rows))
     if block is None:
         return shape
@@ -134,6 +141,11 @@ def _counts(rows: np.ndarray) -> tuple[int, ...]:
     """The numbers of rows, COUNTS at most, to take batches in that need so many."""
     choices = [_levels(rows, int(rows.max()), count, float) for count in range(1, COUNTS + 1)]
     return min(choices, key=lambda choice: choice[0] * (1 + SAVED) ** len(choice[1]))[1]
+
+
+def _mean_rows(needed: np.ndarray, counts: Sequence[int]) -> float:
+    """The rows that a batch takes, on the mean."""
+    return float(np.asarray(counts)[np.searchsorted(counts, needed)].mean())
 
 
 def _levels(needed: np.ndarray, top: int, most: int, cost: Callable[[int], float]) -> tuple[float, tuple[int, ...]]:

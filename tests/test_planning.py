@@ -35,6 +35,13 @@ def test_counts_that_save_little_are_no_program_of_their_own():
     assert len(many) == planning.COUNTS + 1 and many[-2:] == (39, 40)
 
 
+def test_a_run_of_few_steps_compiles_one_program():
+    batch = lambda count: [of_length(128, n) for n in range(count)]
+    counts = [8, 8, 8, 8, 8, 8, 12, 12, 20]  # 8.2 rows fewer than 21, on the mean: 1,000 positions a step
+    rows = lambda steps: planning.plan([batch(count) for count in counts], (128, 2), steps=steps).rows
+    assert (rows(100), rows(200)) == ((21,), (8, 20, 21))
+
+
 def test_rows_are_shared_out_among_devices():
     batch = lambda count: [of_length(128, n) for n in range(count)]
     rows = planning.plan([batch(count) for count in (5, 6, 7, 8, 30, 31)], (128, 2), multiple=4).rows

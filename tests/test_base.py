@@ -19,7 +19,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from prompt_tuning import base as base_module
-from prompt_tuning import split
+from prompt_tuning import split, t5x_checkpoint
 from prompt_tuning.base import load_base, save_t5x
 from prompt_tuning.base_source import Source
 from prompt_tuning.errors import UserError
@@ -376,3 +376,62 @@ def test_the_vocabulary_beside_the_weights_is_found(hf):
     assert load_base(hf).vocabulary is None
     (hf / "spiece.model").write_bytes(b"")
     assert load_base(hf).vocabulary == str(hf / "spiece.model")
+
+
+def test_the_newest_checkpoint_is_the_one_of_the_highest_number(tmp_path):
+    for name in ("checkpoint_900", "checkpoint_1000", "checkpoint_990", "checkpoint_2000.tmp"):
+        (tmp_path / name).mkdir()
+    assert t5x_checkpoint.newest(str(tmp_path)) == f"{tmp_path}/checkpoint_1000"
+
+
+def test_a_checkpoint_names_its_tensors_in_each_of_t5xs_ways(t5x):
+    before, index = load_base(t5x).digest, read_index(t5x)
+    embedding = index["optimizer"]["target"]["token_embedder"]["embedding"]
+    folder = embedding["kvstore"]["path"].strip("/")
+    cast = {"driver": "cast", "dtype": "bfloat16", "base": dict(embedding)}
+    moved = {"driver": "zarr", "kvstore": {"driver": "gfile", "path": f"/somewhere/else/checkpoint_5/{folder}"}}
+    older = {"driver": "zarr", "path": f"{folder}/", "kvstore": {"driver": "file"}}
+    (t5x / folder).rename(t5x / "another.name")
+    for spec in (cast, moved, older):
+        told = json.loads(json.dumps(spec).replace(folder, "another.name"))
+        index["optimizer"]["target"]["token_embedder"]["embedding"] = told
+        write_index(t5x, index)
+        assert load_base(t5x).digest == before
+    index["optimizer"]["target"] = {"params": index["optimizer"]["target"]}
+    write_index(t5x, index)
+    assert load_base(t5x).digest == before, "as Flax's own states have it"
+
+
+def test_the_function_of_a_t5x_model_is_the_configured_one(t5x):
+    expected = dataclasses.replace(load_base(t5x).config, mlp_activations=("silu", "linear"))
+    assert load_base(t5x, expected).config.mlp_activations == ("silu", "linear")
+
+
+@pytest.mark.parametrize(
+    "told, activation", [("gated-silu", "silu"), ("gated-relu", "relu"), ("gated-gelu_new", "gelu")]
+)
+def test_the_function_of_a_hugging_face_model_is_the_one_of_its_configuration(hf, told, activation):
+    settings = json.loads((hf / "config.json").read_text())
+    (hf / "config.json").write_text(json.dumps(settings | {"feed_forward_proj": told}))
+    assert load_base(hf).config.mlp_activations == (activation, "linear")
+
+
+def test_an_embedding_is_found_under_the_encoders_name_too(hf):
+    before, weights = load_base(hf).digest, load_file(hf / "model.safetensors")
+    shared = weights.pop("shared.weight")
+    save_file(weights | {"encoder.embed_tokens.weight": shared}, hf / "model.safetensors")
+    assert load_base(hf).digest == before
+    copies = {f"{stack}.embed_tokens.weight": np.zeros_like(shared) for stack in ("encoder", "decoder")}
+    save_file(weights | copies | {"shared.weight": shared}, hf / "model.safetensors")
+    assert load_base(hf).digest == before, "copies are not read where the table itself is there"
+
+
+def test_a_hugging_face_folder_that_does_not_say_so_is_tied_and_unread_tables_are_passed_over(tmp_path):
+    folder = Path(shutil.copytree(GOLDEN / "t5_1_0", tmp_path / "hf"))
+    before, settings = load_base(folder), json.loads((folder / "config.json").read_text())
+    settings.pop("tie_word_embeddings", None)
+    (folder / "config.json").write_text(json.dumps(settings))
+    weights, layer = load_file(folder / "model.safetensors"), "decoder.block.0.layer.1.EncDecAttention"
+    table = np.ones((32, before.config.num_heads), np.float32)
+    save_file(weights | {f"{layer}.relative_attention_bias.weight": table}, folder / "model.safetensors")
+    assert load_base(folder).digest == before.digest

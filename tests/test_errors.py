@@ -169,6 +169,8 @@ def test_a_checkpoint_of_another_base_is_refused(home, trained, tmp_path, capsys
     before = snapshot(trained)
     said = complaint(capsys, ["train", *flags(home, trained, INITIAL_CHECKPOINT_PATH=tmp_path / "base")])
     assert "another base" in said
+    other = flags(home, tmp_path / "run", INITIAL_CHECKPOINT_PATH=tmp_path / "base")
+    assert "another base" in complaint(capsys, ["eval", *other, "--prompts", str(trained)])
     assert snapshot(trained) == before
     prompt = str(trained / "prompts" / "films.safetensors")
     assert "other weights" in complaint(capsys, ["infer", "--prompt", prompt, "--base", str(tmp_path / "base"), "x"])

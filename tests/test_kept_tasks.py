@@ -1,11 +1,13 @@
 """A second start has the examples of the first without opening the task, and never those of a task that has changed."""
 
 import importlib
+import json
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -318,3 +320,101 @@ print("\\n".join([" ".join(map(str, task.load("train").inputs.tokens)), str("ten
     ).stdout.split("\n")
     (first, imported, _), (second, again, _) = start(), start()
     assert first == second and (imported, again) == ("True", "False")
+
+
+def test_all_that_decides_what_a_task_gives_is_in_its_key(letters, tmp_path, monkeypatch):
+    given = {"name": "a", "vocabulary": letters, "lengths": LENGTHS, "module": None, "data_dir": None}
+    found = [made_from.key(**given)]
+    tell = lambda **changed: found.append(made_from.key(**given | changed))
+    others = {"name": "b", "module": "my_tasks", "data_dir": str(tmp_path), "lengths": LENGTHS | {"targets": 11}}
+    for argument, other in others.items():
+        tell(**{argument: other})
+    tell(vocabulary=SimpleNamespace(path=letters.path, extra_ids=letters.extra_ids + 1))
+    for variable in ("DATA_DIR", "TFDS_DATA_DIR", "HOME", "XDG_CONFIG_HOME", "PYTHONPATH"):
+        monkeypatch.setenv(variable, f"/of/{variable}")
+        tell()
+    (tmp_path / "seqio-99.dist-info").mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    tell()
+    monkeypatch.setattr(sys, "version", "4.0")
+    tell()
+    monkeypatch.chdir(tmp_path)
+    tell()
+    assert len(set(found)) == len(found) == 1 + 4 + 1 + 5 + 3
+    assert made_from.key(**given) == found[-1]
+
+
+def test_code_that_changed_after_the_start_may_not_be_what_was_loaded(tmp_path, monkeypatch):
+    module = tmp_path / "late_tasks.py"
+    module.write_text("LABELS = ('a', 'b')\n")
+    monkeypatch.setattr(made_from, "own_modules", lambda roots: {"late_tasks": str(module)})
+    monkeypatch.setattr(made_from, "_opened", set())
+    changed = module.stat().st_mtime
+    assert made_from.record("late_tasks", {}, changed) is None
+    record = made_from.record("late_tasks", {}, changed + 1)
+    assert record["modules"]["late_tasks"]["file"] == str(module)
+
+
+def test_an_installed_module_counts_where_tasks_are_asked_of_it(tmp_path, monkeypatch):
+    names = ("asked_tasks", "asked_tasks.more", "another")
+    loaded = {name: SimpleNamespace(__file__=str(tmp_path / "site-packages" / f"{name}.py")) for name in names}
+    monkeypatch.setattr(made_from, "sys", SimpleNamespace(modules=loaded))
+    assert made_from.own_modules(["asked_tasks"]).keys() == {"asked_tasks", "asked_tasks.more"}
+
+
+def test_the_task_that_was_not_used_for_longest_goes_first_and_never_the_new_one(tmp_path, monkeypatch):
+    monkeypatch.setattr(kept_tasks, "MOST_BYTES", 250)
+    for name, age in (("recent", 100), ("old", 300), ("oldest", 400), ("new", 500), ("unfinished", 0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / ("part" if name == "unfinished" else "task.json")).write_bytes(bytes(100))
+        os.utime(tmp_path / name / next((tmp_path / name).iterdir()).name, (time.time() - age,) * 2)
+    kept_tasks._forget_oldest(tmp_path / "new")
+    assert {place.name for place in tmp_path.iterdir()} == {"recent", "new"}
+
+
+def test_a_start_that_takes_what_is_kept_uses_it(tmp_path):
+    told = {"made_from": {"modules": {}, "data": {}}}
+    file = tmp_path / kept_tasks.MANIFEST
+    file.write_text(json.dumps(kept_tasks._sealed(told)))
+    os.utime(file, (time.time() - 1000,) * 2)
+    assert kept_tasks._manifest(tmp_path) == told
+    assert time.time() - file.stat().st_mtime < 100
+
+
+def test_texts_are_found_by_every_index_a_list_has():
+    rows = [{"a": n, "b": "ä" * n} for n in range(4)]
+    lines = [json.dumps(row, ensure_ascii=False).encode() for row in rows]
+    starts = np.cumsum([0, *map(len, lines)])
+    texts = kept_tasks.Texts(np.frombuffer(b"".join(lines), np.uint8), starts)
+    assert [texts[i] for i in range(-4, 4)] == rows + rows and texts[1:3] == rows[1:3] and texts[::-2] == rows[::-2]
+    for i in (4, -5):
+        with pytest.raises(IndexError):
+            texts[i]
+
+
+SEEING = {
+    "files by another name": "from tensorflow.io import gfile as found",
+    "a package's chance": "from numpy.random import normal",
+    "a package's chance, renamed": "import numpy.random as steady",
+    "a method that reads": "LABELS = PLACE.read_text().split()",
+    "what Python gives": "LABELS = eval('a')",
+    "a package of whatever": "import pandas",
+    "a part of a package of whatever": "from pandas.core import frame",
+    "what is no Python": "LABELS = (",
+}
+
+
+@pytest.mark.parametrize("source", SEEING.values(), ids=SEEING)
+def test_code_that_may_see_more_than_its_arguments_is_known_by_its_words(tmp_path, source):
+    module = tmp_path / "own.py"
+    module.write_text(source)
+    assert not made_from._looks_at_arguments_only(module, {"own": str(module)})
+
+
+def test_code_that_sees_its_arguments_only_may_import_what_is_looked_at_too(tmp_path):
+    module = tmp_path / "own.py"
+    module.write_text(
+        "import re\nimport theirs.more\nfrom theirs import words\nfrom . import labels\nfrom .a import b\n"
+    )
+    assert made_from._looks_at_arguments_only(module, {"theirs": None, "theirs.more": None})
+    assert not made_from._looks_at_arguments_only(module, {"others": None})

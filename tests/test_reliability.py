@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import jax
@@ -373,3 +374,17 @@ def test_a_run_killed_at_random_moments_is_the_undisturbed_one(tmp_path):
     assert torture.compare(tmp_path / "calm", tmp_path / "killed", 5, 60) == ""
     (tmp_path / "killed" / "prompts" / ".x.part").write_text("")
     assert "only one run has" in torture.compare(tmp_path / "calm", tmp_path / "killed", 5, 60)
+
+
+def test_a_run_in_a_thread_leaves_signals_alone_and_every_signal_is_given_back():
+    numbers = [number for number in preemption.SIGNALS if number != signal.SIGTERM]
+    before = {number: signal.getsignal(number) for number in numbers}
+
+    def inside() -> dict:
+        with preemption.Stop():
+            return {number: signal.getsignal(number) for number in numbers}
+
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(inside).result() == before
+    assert inside().keys() == before.keys() and not set(inside().values()) & set(before.values())
+    assert {number: signal.getsignal(number) for number in numbers} == before

@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import collections
 import contextlib
+import dataclasses
 import http.client
 import json
 import os
@@ -24,9 +25,10 @@ import pytest
 
 pytest.importorskip("fastapi")
 
-from prompt_tuning import cli, prompt_file
+from prompt_tuning import cli, infer, prompt_file
 from prompt_tuning.predict import PromptTuned, Request
 from prompt_tuning.serve import command, gate
+from prompt_tuning.serve.metrics import Metrics
 
 LABELS = ("negative", "positive")
 TEXTS = ["review: a fine film about love", "review: a dull film about rain", "review: an awful film", "review: great"]
@@ -435,3 +437,77 @@ def test_malformed_requests_from_its_own_document_get_no_5xx(server):
         connection.close()
     assert {404, 405, 422} <= statuses.keys()
     assert count(server, "prompt_tuning_compilations ") == before
+
+
+def test_a_batch_that_fails_is_told_to_all_it_touched_and_the_next_is_answered(server, monkeypatch):
+    expected, writer = stream(server, "free", TEXTS[0]), server.service.engine.writer
+    with monkeypatch.context() as patch, ThreadPoolExecutor(1) as pool:
+        patch.setattr(writer, "step", lambda params: time.sleep(0.01) or [])  # a text that does not end
+        patch.setattr(infer, "rank", lambda *_: 1 / 0)
+        writing = pool.submit(stream, server, "free", TEXTS[0])
+        assert eventually(lambda: writer.busy, 10)
+        status, found = ask(server, "POST", "/v1/rank", {"prompt": "short", "texts": TEXTS})
+        assert status == 500 and "zero" not in str(found)
+        assert [kind for kind, _ in writing.result(10)] == ["error"]
+        assert eventually(lambda: not writer.busy, 10)
+    assert len(answers(server, "short", TEXTS)) == len(TEXTS)
+    assert stream(server, "free", TEXTS[0]) == expected
+
+
+def test_texts_that_wait_for_a_prompt_that_is_removed_are_told_so(server, folder, monkeypatch):
+    (folder / "late.safetensors").write_bytes((folder / "three.safetensors").read_bytes())
+    (folder / "next.safetensors").write_bytes((folder / "three.safetensors").read_bytes())
+    assert ask(server, "PUT", "/v1/prompts/late")[0] == 201
+    monkeypatch.setattr(server.service.queue, "window", 60.0)
+    with ThreadPoolExecutor(2) as pool:
+        ranking = pool.submit(ask, server, "POST", "/v1/rank", {"prompt": "late", "texts": TEXTS})
+        writing = pool.submit(stream, server, "late", TEXTS[0])
+        assert eventually(lambda: len(server.service.queue) == len(TEXTS) + 1, 10)
+        assert ask(server, "DELETE", "/v1/prompts/late")[0] == 204
+        assert ask(server, "PUT", "/v1/prompts/next")[0] == 201, "which stands in the same slot"
+        monkeypatch.undo()
+        assert len(answers(server, "short", TEXTS[:1])) == 1, "which wakes the model"
+        status, found = ranking.result(10)
+        assert status == 409 and "'late' was removed" in found["error"]
+        assert [(kind, "removed" in said["error"]) for kind, said in writing.result(10)] == [("error", True)]
+    assert ask(server, "DELETE", "/v1/prompts/next")[0] == 204
+    for name in ("late", "next"):
+        (folder / f"{name}.safetensors").unlink()
+
+
+def test_a_prompt_that_was_trained_on_short_texts_is_asked_no_longer_ones(server, folder):
+    trained = prompt_file.load(folder / "short.safetensors")
+    card = dataclasses.replace(trained.card, input_length=12)
+    prompt_file.save_safetensors(folder / "brief.safetensors", prompt_file.Prompt(trained.vectors, card))
+    status, told = ask(server, "PUT", "/v1/prompts/brief")
+    assert status == 201 and told["input_length"] == 12
+    status, found = ask(server, "POST", "/v1/rank", {"prompt": "brief", "texts": ["film " * 5]})
+    assert status == 422 and "brief reads at most 12" in found["error"]
+    assert ask(server, "POST", "/v1/rank", {"prompt": "short", "texts": ["film " * 5]})[0] == 200
+    assert ask(server, "DELETE", "/v1/prompts/brief")[0] == 204
+    (folder / "brief.safetensors").unlink()
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), gate.Refusal(409, "x")], ids=["a failure", "a refusal"])
+def test_an_answer_that_has_begun_is_not_begun_again(error):
+    sent: list = []
+
+    async def broken(scope, receive, send):
+        await send({"type": "http.response.start", "status": 200})
+        raise error
+
+    async def request():
+        coming = iter([{"type": "http.request", "body": b""}])
+
+        async def receive():
+            return next(coming, None) or await asyncio.Event().wait()
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {"type": "http", "method": "GET", "path": "/", "headers": []}
+        await gate.Gate(broken, Metrics(), 10, 1.0, lambda: False)(scope, receive, send)
+
+    asyncio.run(request())
+    assert [message["type"] for message in sent] == ["http.response.start"]
+    assert set(gate.HEADERS) <= set(sent[0]["headers"])

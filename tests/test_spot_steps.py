@@ -1,9 +1,11 @@
 """SPoT from the command line on a tiny base: the four steps, the study, and what survives a kill between them."""
 
+import dataclasses
 import json
 import shutil
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import processes
@@ -11,6 +13,8 @@ import pytest
 from conftest import WORDS, flags, reviews
 
 from prompt_tuning import cli, job, log, prompt_file, spot, spot_steps, transfer
+from prompt_tuning.errors import UserError
+from prompt_tuning.run import Data, Frozen, Run
 
 ABOUT = ("love", "war", "rain")
 LABELS = {"films": ("negative", "positive"), "about": ABOUT, "dull": ("weak", "fine")}
@@ -272,3 +276,78 @@ def test_a_mistake_is_explained_and_nothing_is_written(home, tasks, tmp_path, ca
     assert cli.main(argv(home, tmp_path / "run", tasks, **settings)) == 2
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+OTHERWISE = {
+    "other weights": {"frozen": Frozen("elsewhere")},
+    "another vocabulary": {"frozen": Frozen("base", vocabulary_file="other.model")},
+    "tasks of another module": {"data": Data(module="theirs")},
+    "other steps": {"train_steps": 5},
+    "another split": {"data": Data(eval_split="test")},
+    "another seed": {"slots": [{"name": "a", "seed": 1}]},
+    "another slot": {"slots": [{"name": "b"}]},
+    "a slot more": {"slots": [{"name": "a"}, {"name": "b"}]},
+}
+
+
+@pytest.mark.parametrize("change", OTHERWISE.values(), ids=OTHERWISE)
+def test_a_finished_step_is_held_to_all_it_was_tuned_over(tmp_path, change):
+    run = Run(str(tmp_path), frozen=Frozen("base"), slots=[{"name": "a"}])
+    steps = spot_steps.Steps(run)
+    plan = steps._plan(run)
+    spot_steps._refuse_other(
+        tmp_path, plan, steps._plan(dataclasses.replace(run, frozen=Frozen("base", dtype="bfloat16")))
+    )
+    with pytest.raises(UserError, match="finished under other settings"):
+        spot_steps._refuse_other(tmp_path, plan, steps._plan(dataclasses.replace(run, **change)))
+
+
+def test_finished_steps_may_be_moved_with_what_they_started_from(tmp_path):
+    plan = lambda folder: spot_steps.Steps(
+        run := Run(str(folder), frozen=Frozen("base"), slots=[{"name": "a", "init": f"{folder}/sources:b"}])
+    )._plan(run)
+    assert plan(tmp_path / "here") == plan(tmp_path / "there")
+
+
+class Recorded:
+    """Trainings that are only written down."""
+
+    def __init__(self) -> None:
+        self.run, self.asked = SimpleNamespace(train_steps=7), []
+
+    def tune(self, step: str, rows: list, train_steps: int) -> dict[str, spot_steps.Tuned]:
+        self.asked.append((step, rows, train_steps))
+        return {row["name"]: spot_steps.Tuned(step, row["name"], 50.0, 2, train_steps) for row in rows}
+
+
+def test_a_target_starts_from_best_prompts_by_their_weights_or_from_the_last_of_a_mixture():
+    settings = spot_steps.Spot(sources=("a", "b"), targets=("c",), seeds=(0, 1), source_steps=9)
+    sources = {(task, seed): spot_steps.Tuned("from", f"source-{task}-seed{seed}", 60.0, 2, 4)
+               for task in "ab" for seed in (0, 1)}  # fmt: skip
+    scratch, steps = spot_steps.Scratch(sources, {}), Recorded()
+    average = spot.Pick(("source-b-seed1", "source-a-seed0"), (0.75, 0.25))
+    mixtures = [spot.Pick((f"source-a-seed{seed}", "source-b-seed0"), (0.5, 0.5), True) for seed in (0, 1)]
+    wanted = [spot_steps.Retuning("c", 0, average, "averaged"), spot_steps.Retuning("c", 0, mixtures[0], "mixed"),
+              spot_steps.Retuning("c", 0, mixtures[1], "alike"), spot_steps.Retuning("c", 1, mixtures[0], "later")]  # fmt: skip # noqa: E501
+    found = spot_steps.retune(settings, steps, scratch, wanted)
+    assert [(step, n) for step, _, n in steps.asked] == [("mixtures", 9), ("transfers", 7)]
+    assert [(row["task"], row["seed"], row["name"]) for row in steps.asked[0][1]] == [
+        ("a+b+c", 0, "mixture1-seed0"), ("a+b+c", 1, "mixture2-seed1"),
+    ]  # fmt: skip
+    starts = {row["name"]: (row["task"], row["seed"], row["init"].places, row["init"].weights)
+              for row in steps.asked[1][1]}  # fmt: skip
+    assert starts == {
+        "averaged": ("c", 0, ("from:source-b-seed1", "from:source-a-seed0"), (0.75, 0.25)),
+        "mixed": ("c", 0, ("mixtures:mixture1-seed0@9",), (1.0,)),
+        "alike": ("c", 0, ("mixtures:mixture1-seed0@9",), (1.0,)),
+        "later": ("c", 1, ("mixtures:mixture2-seed1@9",), (1.0,)),
+    }
+    assert found.keys() == starts.keys()
+
+
+def test_a_source_that_was_never_scored_starts_nothing():
+    settings, steps = spot_steps.Spot(sources=("a",), targets=("c",), seeds=(0,)), Recorded()
+    scratch = spot_steps.Scratch({("a", 0): spot_steps.Tuned("from", "source-a-seed0", -np.inf, 2, 4)}, {})
+    with pytest.raises(UserError, match="source-a-seed0 has no best prompt"):
+        spot_steps.retune(settings, steps, scratch, [spot_steps.Retuning("c", 0, spot.Pick(("source-a-seed0",)), "x")])
+    assert not steps.asked

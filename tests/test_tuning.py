@@ -6,15 +6,18 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from conftest import flags, reviews
 
 from prompt_tuning import base, batches, cli, configure, prompt_file, split, task_file, tuning
-from prompt_tuning.run import Run, open_run
+from prompt_tuning.examples import Examples, Ragged
+from prompt_tuning.run import Frozen, Run, open_run
 
 SIZES = {
     "vocab_size": 192, "emb_dim": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 24, "num_encoder_layers": 2,
@@ -198,3 +201,40 @@ def test_a_model_sharded_over_devices_pretrains_as_on_one(home, text, tmp_path):
         assert cli.main(["train", *pretraining(home, text, tmp_path / str(parallel), **names)]) == 0
     one, four = (records(tmp_path / str(n))[-1]["eval"]["text_span_corruption"]["validation_loss"] for n in (1, 4))
     np.testing.assert_allclose(one, four, rtol=1e-4)
+
+
+def test_an_error_in_the_thread_that_lays_out_batches_is_the_trainers(capsys):
+    def make(n: int) -> int:
+        return 1 // (2 - n)
+
+    found: list = []
+
+    def take() -> None:
+        try:
+            found.extend(batch for _, batch, _ in batches.prefetched(make, 0, 9))
+        except ZeroDivisionError as error:
+            found.append(error)
+
+    thread = threading.Thread(target=take, daemon=True)
+    thread.start()
+    thread.join(10)
+    assert not thread.is_alive() and isinstance(found[-1], ZeroDivisionError)
+
+
+def test_the_digest_of_training_data_tells_its_inputs_targets_and_their_bounds_apart():
+    def digest(inputs: list[list[int]], targets: list[list[int]]) -> str:
+        feed = object.__new__(batches.TrainingData)
+        feed.sets = [[Examples("a", "train", Ragged.of(inputs), Ragged.of(targets), [{}] * len(inputs))]]
+        return feed.digest
+
+    inputs, targets = [[5, 6], [7]], [[8], [9]]
+    others = [([[5], [6, 7]], targets), ([[5, 6], [4]], targets), (inputs, [[8], [4]]), (inputs[::-1], targets)]
+    assert digest(inputs, targets) == digest(inputs, targets)
+    assert len({digest(inputs, targets), *(digest(*other) for other in others)}) == 5
+
+
+def test_weights_that_are_trained_are_float32_and_frozen_ones_as_asked(home):
+    frozen = Frozen(str(home / "base"), dtype="bfloat16")
+    for trained, dtype in ((True, "float32"), (False, "bfloat16")):
+        base, _, _ = frozen.open(trained)
+        assert {str(leaf.dtype) for leaf in jax.tree.leaves(base.params)} == {dtype}

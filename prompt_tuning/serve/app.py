@@ -15,7 +15,7 @@ from prompt_tuning import __version__, infer
 from prompt_tuning.bank import Entry
 from prompt_tuning.serve import schemas
 from prompt_tuning.serve.engine import Piece, Removed
-from prompt_tuning.serve.gate import Gate, Refusal
+from prompt_tuning.serve.gate import BROKEN, Gate, Refusal
 from prompt_tuning.serve.metrics import CONTENT_TYPE_LATEST
 from prompt_tuning.serve.service import Service
 
@@ -30,6 +30,7 @@ def create_app(service: Service, hosts: Collection[str] | None = None) -> Gate:
         description="A frozen T5 behind soft prompts: each text names the prompt it is answered behind.",
         exception_handlers={
             RequestValidationError: _invalid, HTTPException: _failed, Refusal: _refused,
+            Exception: _broken,
         },
     )  # fmt: skip
     _answers(api, service)
@@ -184,6 +185,11 @@ async def _failed(request: Request, error: Exception) -> Response:
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
     return _error(error.status, error.sentence, error.headers)
+
+
+async def _broken(request: Request, error: Exception) -> Response:
+    """The gate logs it: it is raised again once this is sent."""
+    return _error(500, BROKEN)
 
 
 def _error(status: int, sentence: str, headers: Any = None) -> Response:

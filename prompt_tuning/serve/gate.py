@@ -17,6 +17,7 @@ Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 DRAINED = 8  # times the limit that is read, and dropped, of a body that is too large
+BROKEN = "The server failed at this request; its log says how."
 
 HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -72,7 +73,7 @@ class Gate:
         except Exception:
             logging.getLogger(__name__).exception("%s %s failed", scope["method"], scope["path"])
             if not status:
-                await refuse(sending, Refusal(500, "The server failed at this request; its log says how."))
+                await refuse(sending, Refusal(500, BROKEN))
         finally:
             route = getattr(scope.get("route"), "path", "other")
             self.metrics.request(route, status or 499, time.monotonic() - began)

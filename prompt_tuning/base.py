@@ -44,13 +44,6 @@ class Base:
     step: int | None  # pretraining steps, where the checkpoint tells
     vocabulary: str | None  # the SentencePiece model beside the weights
 
-    def spelling(self, given: str | None, flag: str = "--vocabulary") -> str:
-        """The SentencePiece model that is `given`, or else the one beside the weights. Raises UserError for neither."""
-        path = given or self.vocabulary
-        if path is None:
-            raise UserError(f"There is no spiece.model beside {self.path}. Type {flag} PATH.")
-        return path
-
     def check(self, prompt: Prompt, called: str) -> None:
         """Raises UserError for a prompt that was tuned on another base."""
         width, card = prompt.vectors.shape[1], prompt.card
@@ -71,6 +64,14 @@ def base_of(cards: Iterable[Card], given: str | None, called: str) -> str:
     path = given or next((card.base for card in cards if card.base), None)
     if not path:
         raise UserError(f"{called} does not say which base it was tuned on. Type --base PATH.")
+    return path
+
+
+def spelling(of: Base | Source, given: str | None, typed: str = "--vocabulary PATH") -> str:
+    """The SentencePiece model that is `given`, or else the one beside a base. Raises UserError for neither."""
+    path = given or (of.vocabulary if isinstance(of, Base) else vocabulary_beside(of.path))
+    if path is None:
+        raise UserError(f"There is no spiece.model beside {of.path}. Type {typed}.")
     return path
 
 

@@ -47,10 +47,11 @@ def evaluate_run(run: Run, files: Sequence[str] = ()) -> list[Metrics]:
         answers = infer.answer_all(opened.answerer(), params, held_out, run.predict)
     metrics = [infer.score(pairs, given) for pairs, given in zip(held_out, answers, strict=True)]
     reports = _ensembles(opened, held_out, answers, metrics)
+    means = _averages(opened, metrics)
     if job.writes():
-        _show(opened, held_out, steps, metrics, reports)
+        _show(opened, held_out, steps, metrics, means, reports)
     if run.model_dir and job.writes():
-        _record(run, opened, steps, metrics, reports)
+        _record(run, opened, steps, metrics, means, reports)
     return metrics
 
 
@@ -86,8 +87,9 @@ def _ensembles(
 
 
 def _show(
-    opened: Opened, held_out: list, steps: list[str], metrics: list[Metrics], reports: dict[str, ensemble.Report]
-) -> None:
+    opened: Opened, held_out: list, steps: list[str], metrics: list[Metrics], means: Metrics,
+    reports: dict[str, ensemble.Report],
+) -> None:  # fmt: skip
     table = Table(
         Column("prompt", overflow="fold"), "step", "split", "examples", "metrics", box=None, header_style="bold"
     )
@@ -95,7 +97,7 @@ def _show(
         table.add_row(slot.name, step, opened.run.data.eval_split, f"{sum(len(e) for _, e in pairs):,}", _words(found))
     console = terminal.console()
     console.print(table)
-    for benchmark, score in _averages(opened, metrics).items():
+    for benchmark, score in means.items():
         console.print(f"\n{benchmark}, the mean of its tasks: {score:.2f}")
     for task, report in reports.items():
         table = Table(f"{len(report.members)} prompts of {task}", "metrics", box=None, header_style="bold")
@@ -120,11 +122,13 @@ def _words(metrics: Metrics) -> str:
 
 
 def _record(
-    run: Run, opened: Opened, steps: list[str], metrics: list[Metrics], reports: dict[str, ensemble.Report]
-) -> None:
+    run: Run, opened: Opened, steps: list[str], metrics: list[Metrics], means: Metrics,
+    reports: dict[str, ensemble.Report],
+) -> None:  # fmt: skip
     named = {slot.name: found for slot, found in zip(opened.slots, metrics, strict=True)}
     record: dict[str, Any] = {"split": run.data.eval_split, "step": steps, "metrics": named}
-    record |= {"averages": found} if (found := _averages(opened, metrics)) else {}
+    if means:
+        record["averages"] = means
     if reports:
         record["ensembles"] = {
             task: {"members": list(r.members), "mean": r.mean, "best": {r.best: r.members[r.best]}, **r.together}

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from prompt_tuning import export, prompt_file
 from prompt_tuning.bank import PLACEMENTS
-from prompt_tuning.base import base_of, load_base
+from prompt_tuning.base import base_of, load_base, spelling
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.examples import LENGTHS
 from prompt_tuning.flags import whole_number
@@ -61,7 +61,7 @@ def _export_program(options: argparse.Namespace, out: Path) -> Path:
 
     prompt = export.load(options.source)
     base = load_base(base_of([prompt.card], options.base, options.source), None, jnp.float32)
-    vocabulary = Vocabulary(base.spelling(options.vocabulary))
+    vocabulary = Vocabulary(spelling(base, options.vocabulary))
     length = options.input_length or prompt.card.input_length or LENGTHS["inputs"]
     return stablehlo.write(prompt, base, vocabulary, options.labels or prompt.card.labels, length, out)
 

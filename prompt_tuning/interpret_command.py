@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from prompt_tuning import export, interpret, terminal
-from prompt_tuning.base import base_of, open_source, vocabulary_beside
+from prompt_tuning.base import base_of, open_source, spelling
 from prompt_tuning.errors import UserError
 from prompt_tuning.flags import whole_number
 from prompt_tuning.interpret import Reading
@@ -61,15 +61,12 @@ def _read(options: argparse.Namespace) -> Reading:
         card = dataclasses.replace(card, labels=tuple(options.labels))
     prompt = dataclasses.replace(prompt, card=dataclasses.replace(card, name=card.name or Path(options.prompt).stem))
     source = open_source(base_of([card], options.base, options.prompt))
-    spelling = options.vocabulary or vocabulary_beside(source.path)
-    if spelling is None:
-        raise UserError(f"There is no spiece.model beside {source.path}. Type --vocabulary PATH.")
+    vocabulary = Vocabulary(spelling(source, options.vocabulary))
     length, width = prompt.vectors.shape
     if width != source.config.emb_dim:
         raise UserError(f"The prompt {options.prompt} is {width} wide and the base {source.path} is {source.config.emb_dim}: choose the base it was tuned on.")  # fmt: skip # noqa: E501
     if EMBEDDING not in source.tensors:
         raise UserError(f"The base {source.path} has no embedding table: it is no T5, or a part of one is missing.")
-    vocabulary = Vocabulary(spelling)
     table = source.read(EMBEDDING)  # of the base, only this is read
     if options.before:
         before: np.ndarray | None = export.load(options.before).vectors

@@ -69,8 +69,8 @@ def plan(
         counts = _rows_needed(batches, shape)
         largest = int(counts.max())
         spare = round_up(largest + packing, multiple)  # for a batch that needs a row more than these
-        fewer = _counts(counts)
-        saved = (spare - _mean_rows(counts, fewer)) * shape.row_length * steps
+        taken, fewer = _counts(counts)
+        saved = (spare - taken / len(counts)) * shape.row_length * steps
         worth_it = saved > POSITIONS_PER_PROGRAM * len(fewer)
         rows = sorted({*(fewer if worth_it else ()), spare}) if more else [largest]
         shape = dataclasses.replace(shape, rows=tuple(rows))
@@ -137,15 +137,10 @@ def _widths(lengths: np.ndarray, longest: int) -> tuple[int, ...]:
     return _levels(-(-lengths // 16) * 16, round_up(longest, 16), WIDTHS, cost)[1]
 
 
-def _counts(rows: np.ndarray) -> tuple[int, ...]:
-    """The numbers of rows, COUNTS at most, to take batches in that need so many."""
+def _counts(rows: np.ndarray) -> tuple[float, tuple[int, ...]]:
+    """The numbers of rows, COUNTS at most, to take batches in that need so many; before them, the rows of all."""
     choices = [_levels(rows, int(rows.max()), count, float) for count in range(1, COUNTS + 1)]
-    return min(choices, key=lambda choice: choice[0] * (1 + SAVED) ** len(choice[1]))[1]
-
-
-def _mean_rows(needed: np.ndarray, counts: Sequence[int]) -> float:
-    """The rows that a batch takes, on the mean."""
-    return float(np.asarray(counts)[np.searchsorted(counts, needed)].mean())
+    return min(choices, key=lambda choice: choice[0] * (1 + SAVED) ** len(choice[1]))
 
 
 def _levels(needed: np.ndarray, top: int, most: int, cost: Callable[[int], float]) -> tuple[float, tuple[int, ...]]:

@@ -16,7 +16,7 @@ import numpy as np
 
 from prompt_tuning import device, disk, infer, kinds, layout, prompt_file
 from prompt_tuning.bank import Bank, Entry, name_of
-from prompt_tuning.base import Base, base_of, load_base
+from prompt_tuning.base import Base, base_of, load_base, spelling
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import LENGTHS
 from prompt_tuning.progress import bar
@@ -103,7 +103,7 @@ class PromptTuned:
         mesh = device.make_mesh()
         frozen = load_base(base, None, device.frozen_dtype(), lambda config: device.frozen_shardings(config, mesh))
         bank = Bank.empty(slots, length, frozen.config.emb_dim)
-        return cls(frozen, Vocabulary(frozen.spelling(vocabulary)), bank, mesh, batch_size, shape, answer_length)
+        return cls(frozen, Vocabulary(spelling(frozen, vocabulary)), bank, mesh, batch_size, shape, answer_length)
 
     @property
     def now(self) -> Now:

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from prompt_tuning import bank, configure, device, infer, inits, kept_tasks, kinds, optim, scan, slots, task_file, tiny
-from prompt_tuning.base import Base, load_base, random_base
+from prompt_tuning.base import Base, load_base, random_base, spelling
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import LENGTHS, UNCUT, Examples, Mixture, Task, proportional
 from prompt_tuning.progress import bar
@@ -59,7 +59,7 @@ class Frozen:
             base = random_base(expected, seed, shardings)
         else:
             raise UserError("There is no base. Type --gin.INITIAL_CHECKPOINT_PATH=PATH: a T5X checkpoint, a Hugging Face T5 folder or a hub name.")  # fmt: skip # noqa: E501
-        path = base.spelling(self.vocabulary_file, "--gin.VOCABULARY_FILE")
+        path = spelling(base, self.vocabulary_file, "--gin.VOCABULARY_FILE=PATH")
         vocabulary = Vocabulary(path)
         if vocabulary.size > base.config.vocab_size:
             raise UserError(

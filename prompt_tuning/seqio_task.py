@@ -1,6 +1,6 @@
 """One SeqIO task as the trainer sees it: its examples over the base's vocabulary, and its own metrics of them.
 
-A task keeps its own preprocessors, postprocessor and metrics. Only this module and `data` import SeqIO and TensorFlow.
+A task keeps its own preprocessors, postprocessor and metrics. Only this module and `data` import SeqIO.
 """
 
 import contextlib

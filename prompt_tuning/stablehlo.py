@@ -37,16 +37,14 @@ def write(prompt: Prompt, base: Base, vocabulary: Vocabulary, labels: Sequence[s
 
     Raises UserError for a prompt without labels, one of another base, or a folder that exists.
     """
-    if out.exists():
-        raise UserError(f"{out} exists already. Give another folder, or remove it.")
     if not labels:
         raise UserError("This prompt's card names no labels to rank. Type --labels LABEL LABEL ...")
     base.check(prompt, prompt.card.name)
     vocabulary.check_labels(labels, LABEL_LENGTH, "the prompt")
-    weights = traverse_util.flatten_dict(base.params, sep="/") | {"prompt/bank": prompt.vectors[None]}
-    weights = {name: np.asarray(array) for name, array in weights.items()}
-    exported = _exported(_program(prompt, base, vocabulary, labels), weights, length)
     with disk.new_folder(out) as folder:
+        weights = traverse_util.flatten_dict(base.params, sep="/") | {"prompt/bank": prompt.vectors[None]}
+        weights = {name: np.asarray(array) for name, array in weights.items()}
+        exported = _exported(_program(prompt, base, vocabulary, labels), weights, length)
         (folder / PROGRAM).write_bytes(exported.serialize())
         (folder / BYTECODE).write_bytes(exported.mlir_module_serialized)
         save_file(weights, folder / WEIGHTS)

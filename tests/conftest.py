@@ -30,7 +30,8 @@ jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_threefry_partitionable", True)
 
-from prompt_tuning import base, layout, optim, scan
+from prompt_tuning import base, configure, layout, optim, scan
+from prompt_tuning.run import Run
 from prompt_tuning.stack import T5Config
 from prompt_tuning.step import Model, TrainState
 from prompt_tuning.t5 import T5
@@ -133,6 +134,14 @@ def flags(home: Path, model_dir: Path, **names) -> list[str]:
         "JAX_CACHE_DIR": home / "cache", "TASK_FEATURE_LENGTHS": {"inputs": 32, "targets": 8},
     }  # fmt: skip
     return [f"--gin.{name}={value}" for name, value in (settings | names).items()]
+
+
+def configured(given: list[str]) -> Run:
+    """A run as such flags describe it."""
+    import prompt_tuning.train  # noqa: F401 - registers what gin files name
+
+    configure.parse(bindings=[configure.binding(flag.removeprefix("--gin.")) for flag in given])
+    return Run()
 
 
 class Signalling:

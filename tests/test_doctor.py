@@ -2,20 +2,11 @@
 
 import numpy as np
 import pytest
-from conftest import flags
+from conftest import configured, flags
 
-from prompt_tuning import cli, configure, doctor, prompt_file
+from prompt_tuning import cli, doctor, prompt_file
 from prompt_tuning.doctor import BAD, DOUBTFUL, GOOD
 from prompt_tuning.errors import UserError
-from prompt_tuning.run import Run
-
-
-def configured(home, folder, **names) -> Run:
-    """A run as the flags describe it."""
-    import prompt_tuning.train  # noqa: F401 - registers what gin files name
-
-    configure.parse([], [configure.binding(flag.removeprefix("--gin.")) for flag in flags(home, folder, **names)])
-    return Run()
 
 
 def by_check(findings, slot: str | None = None) -> dict[str, doctor.Finding]:
@@ -28,7 +19,7 @@ def findings(home, tmp_path_factory):
     folder = tmp_path_factory.mktemp("doctor")
     large = {"init": str(folder / "large.npy"), "learning_rate": 300.0, "name": "large", "length": 5}
     prompt_file.save_npy(folder / "large.npy", 1000 * np.ones((5, 16), np.float32))
-    run = configured(home, folder / "run", SLOTS=[{"name": "usual", "learning_rate": 0.03}, large])
+    run = configured(flags(home, folder / "run", SLOTS=[{"name": "usual", "learning_rate": 0.03}, large]))
     found = doctor.examine(run)
     assert not (folder / "run").exists(), "nothing is written"
     return found
@@ -73,7 +64,7 @@ def test_a_loss_or_the_score_of_another_task_is_compared_with_nothing(home, tmp_
         card = {"task": "films", "labels": ("negative", "positive"), "score": -3.1, "base": str(home / "base")} | card
         path = tmp_path / f"{n}.safetensors"
         prompt_file.save_safetensors(path, prompt_file.Prompt(np.ones((5, 16), np.float32), prompt_file.Card(**card)))
-        found = by_check(doctor.examine(configured(home, tmp_path / "run"), [str(path)]))["baseline"]
+        found = by_check(doctor.examine(configured(flags(home, tmp_path / "run")), [str(path)]))["baseline"]
         assert found.verdict == GOOD and "this prompt" not in found.text
 
 
@@ -107,4 +98,4 @@ def test_labels_that_collide_are_named(labels, verdict, words):
 
 def test_a_whole_model_is_no_patient(home, tmp_path):
     with pytest.raises(UserError, match="looks at prompts"):
-        doctor.examine(configured(home, tmp_path / "run", TUNING="@ModelTuning()"))
+        doctor.examine(configured(flags(home, tmp_path / "run", TUNING="@ModelTuning()")))

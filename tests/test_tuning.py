@@ -13,11 +13,11 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import flags, reviews
+from conftest import configured, flags, reviews
 
-from prompt_tuning import base, batches, cli, configure, prompt_file, split, task_file, tuning
+from prompt_tuning import base, batches, cli, prompt_file, split, task_file, tuning
 from prompt_tuning.examples import Examples, Ragged
-from prompt_tuning.run import Frozen, Run, open_run
+from prompt_tuning.run import Frozen, open_run
 
 SIZES = {
     "vocab_size": 192, "emb_dim": 16, "num_heads": 2, "head_dim": 8, "mlp_dim": 24, "num_encoder_layers": 2,
@@ -98,9 +98,7 @@ def test_prompts_learn_text_side_by_side_as_each_alone(home, text, tmp_path):
 
 
 def test_a_resumed_stream_passes_over_what_was_read_once(home, text, tmp_path):
-    bindings = [configure.binding(flag.removeprefix("--gin.")) for flag in pretraining(home, text, tmp_path)]
-    configure.parse(bindings=bindings)
-    feed = batches.StreamedData(open_run(Run()))
+    feed = batches.StreamedData(open_run(configured(pretraining(home, text, tmp_path))))
     opened: list[int] = []
     real = feed.tasks[0][0].stream
     read_on = lambda split, seed, start=0: opened.append(start) or real(split, seed, start)
@@ -121,9 +119,7 @@ def test_held_out_texts_are_cut_where_they_are_told(home, tmp_path, longest):
         (tmp_path / f"{name}.jsonl").write_text(data)
     lengths = {} if longest == 12 else {"EVAL_FEATURE_LENGTHS": longest and {"inputs": longest, "targets": 8}}
     lengths |= {"TASK_FEATURE_LENGTHS": {"inputs": 12, "targets": 8}, "TASK_FILE": tmp_path / "task.toml"}
-    given = flags(home, tmp_path, **lengths)
-    configure.parse(bindings=[configure.binding(flag.removeprefix("--gin.")) for flag in given])
-    opened = open_run(Run())
+    opened = open_run(configured(flags(home, tmp_path, **lengths)))
     ((task, examples),) = opened.held_out()[0]
     whole = len(opened.vocabulary.encode(examples.texts[0]["inputs_pretokenized"])) + 1
     assert whole > 20 and len(examples.inputs[0]) == (longest or whole)
@@ -139,8 +135,7 @@ def test_tasks_that_are_evaluated_together_are_not_read_again_for_their_rates(ho
         )
     given = flags(home, tmp_path, TASK_FILE=None, MIXTURE_OR_TASK_NAME=f"{tmp_path}/a.toml+{tmp_path}/b.toml",
                   EVAL_FEATURE_LENGTHS=None)  # fmt: skip
-    configure.parse(bindings=[configure.binding(flag.removeprefix("--gin.")) for flag in given])
-    opened = open_run(Run())
+    opened = open_run(configured(given))
     read: list[str] = []
     real = task_file.FileTask.load
     monkeypatch.setattr(task_file.FileTask, "load", lambda task, split: read.append(split) or real(task, split))
@@ -158,9 +153,8 @@ def test_an_empty_corpus_is_named_before_anything_is_trained(home, text, tmp_pat
 
 
 def test_the_first_examples_of_a_text_are_evaluated_on_alone(home, text, tmp_path):
-    given = pretraining(home, text, tmp_path, EVAL_SPLIT="validation[:5]")
-    configure.parse(bindings=[configure.binding(flag.removeprefix("--gin.")) for flag in given])
-    assert len(batches.StreamedData(open_run(Run()), "validation[:5]").first(16)) == 5
+    opened = open_run(configured(pretraining(home, text, tmp_path, EVAL_SPLIT="validation[:5]")))
+    assert len(batches.StreamedData(opened, "validation[:5]").first(16)) == 5
 
 
 def test_a_loss_is_shown_as_one_and_a_negative_metric_as_it_is():

@@ -20,6 +20,11 @@ def open_task(name: str, vocabulary: Vocabulary, lengths: Mapping[str, int] = LE
     Raises:
       UserError: there is no such task.
     """
+    return open_task_file(task_path(name), vocabulary, lengths)
+
+
+def task_path(name: str) -> Path:
+    """The task file of a demonstration task. Raises UserError if there is no such task."""
     if name not in TASKS:
         raise UserError(f"No demonstration task {name!r}.{nearest(name, TASKS)} There are {', '.join(TASKS)}.")
-    return open_task_file(TASKS[name], vocabulary, lengths)
+    return TASKS[name]

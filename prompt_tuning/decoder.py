@@ -15,9 +15,9 @@ from prompt_tuning.layers import Dense, Stream
 from prompt_tuning.product import product
 from prompt_tuning.stack import T5Config
 
-# One dict(keys, values) a layer, each [B L H A] (scanned layers: one dict, each [N B L H A]), and the next position.
+# One dict a layer of keys [B H A L] and values [B H L A] (scanned layers: one dict, N in front), and the next position.
 Cache = dict[str, Any]
-# Keys and values of the encoder's output, a pair a layer, each [X S H A] (scanned layers: one pair, each [N X S H A]).
+# Keys [X H A S] and values [X H S A] of the encoder's output, a pair a layer (scanned layers: one pair, N in front).
 Cross = list[tuple[Array, Array]] | tuple[Array, Array]
 
 
@@ -37,7 +37,8 @@ class DecoderLayer(nn.Module):
 
     def project(self, encoded: Float[Array, "R S D"]) -> tuple[Array, Array]:
         """Keys and values of the encoder's output, the same at every decoding step."""
-        return self.encoder_decoder_attention.project(encoded)
+        attention = self.encoder_decoder_attention
+        return attention.keep(*attention.project(encoded))
 
     def __call__(
         self,
@@ -73,16 +74,15 @@ class DecoderLayer(nn.Module):
         cross_mask: Bool[Array, "X 1 1 S"],
     ) -> tuple[Float[Array, "B 1 D"], dict[str, Array]]:
         """One position more; `cross` may be shared by B / X hypotheses of each of X examples."""
-        bias = self.relpos_bias(cached["keys"].shape[1], position=index) if self.relpos_bias else bias
+        bias = self.relpos_bias(cached["keys"].shape[-1], position=index) if self.relpos_bias else bias
         y = self.pre_self_attention_layer_norm(x)
-        new = dict(zip(("keys", "values"), self.self_attention.project(y), strict=True))
-        put = lambda old, one: jax.lax.dynamic_update_slice_in_dim(old, one.astype(old.dtype), index, axis=1)
-        cached = {name: put(cached[name], new[name]) for name in new}
-        x = x + self.self_attention(y, cached["keys"], cached["values"], mask, bias)
+        keys, values = self.self_attention.keep(*self.self_attention.project(y))
+        put = lambda old, new, axis: jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), index, axis)
+        cached = {"keys": put(cached["keys"], keys, -1), "values": put(cached["values"], values, -2)}
+        x = x + self.self_attention.recall(y, cached["keys"], cached["values"], mask, bias)
         y = self.pre_cross_attention_layer_norm(x)
         hypotheses = y.reshape(cross[0].shape[0], -1, y.shape[-1])
-        y = self.encoder_decoder_attention(hypotheses, *cross, cross_mask).reshape(y.shape)
-        x = x + y
+        x = x + self.encoder_decoder_attention.recall(hypotheses, *cross, cross_mask).reshape(y.shape)
         return x + self.mlp(self.pre_mlp_layer_norm(x)), cached
 
 
@@ -154,7 +154,8 @@ class Decoder(nn.Module):
     ) -> tuple[Float[Array, "B 1 D"], Cache]:
         """Hidden state of the next position of B = X * hypotheses targets, and the cache with that position added."""
         x, index = embedded.astype(self.config.dtype), cache["index"]
-        length = jax.tree.leaves(cache["layers"])[0].shape[-3]
+        one = cache["layers"] if self.config.scan_layers else cache["layers"][0]
+        length = one["keys"].shape[-1]
         mask = (jnp.arange(length) <= index)[None, None, None, :]
         bias = self.relpos_bias(length, position=index) if self.relpos_bias else None
         seen = seen[:, None, None, :]
@@ -179,9 +180,11 @@ class Decoder(nn.Module):
 
 def empty_cache(config: T5Config, batch: int, length: int) -> Cache:
     """A cache for `batch` targets of up to `length` tokens."""
-    shape = (batch, length, config.num_heads, config.head_dim)
-    one = lambda *lead: {name: jnp.zeros((*lead, *shape), config.dtype) for name in ("keys", "values")}
-    count = config.num_decoder_layers
+    count, heads, width = config.num_decoder_layers, config.num_heads, config.head_dim
+    empty = lambda *shape: jnp.zeros(shape, config.multiplied)
+    one = lambda *lead: {
+        "keys": empty(*lead, batch, heads, width, length), "values": empty(*lead, batch, heads, length, width)
+    }  # fmt: skip
     layers = one(count) if config.scan_layers else [one() for _ in range(count)]
     return {"layers": layers, "index": jnp.zeros((), jnp.int32)}
 

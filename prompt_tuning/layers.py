@@ -174,7 +174,6 @@ class Attention(nn.Module):
         keep: Float[Array, "R H 1 S"] | None = None,
     ) -> Float[Array, "R Q A"]:
         """What is seen at the positions that `mask` admits; given `Places` or `Rows`, each at its own example's."""
-        keys, values = keys.astype(query.dtype), values.astype(query.dtype)  # a cache may hold them as another type
         if isinstance(mask, Places):
             seen = _by_example(query, keys, values, mask, bias, keep)
         elif isinstance(mask, Rows):
@@ -196,6 +195,26 @@ class Attention(nn.Module):
     ) -> Float[Array, "R Q D"]:
         """Looks at the positions that `mask` admits, and takes what is seen into the stream."""
         return self.out(self.look(self._split(self.query(x)), keys, values, mask, bias, keep))
+
+    def keep(self, keys: Float[Array, "R S H A"], values: Float[Array, "R S H A"]) -> tuple[Array, Array]:
+        """Keys `[R H A S]` and values `[R H S A]`, for `recall`: as its products read them, which takes no copy."""
+        return jnp.transpose(keys, (0, 2, 3, 1)), jnp.swapaxes(values, 1, 2)
+
+    def recall(
+        self,
+        x: Float[Array, "R Q D"],
+        keys: Float[Array, "R H A S"],
+        values: Float[Array, "R H S A"],
+        mask: Bool[Array, "R #H Q S"],
+        bias: Float[Array, "#R H Q S"] | None = None,
+    ) -> Float[Array, "R Q D"]:
+        """`__call__` with what was kept for a decoder that asks again and again."""
+        query = jnp.swapaxes(self._split(self.query(x)), 1, 2)
+        logits = jnp.einsum("rhqa,rhas->rhqs", query, keys.astype(query.dtype), preferred_element_type=jnp.float32)
+        logits = logits if bias is None else logits + bias
+        weights = jax.nn.softmax(jnp.where(mask, logits, MASKED)).astype(values.dtype)
+        seen = jnp.einsum("rhqs,rhsa->rhqa", weights, values, preferred_element_type=jnp.float32).astype(values.dtype)
+        return self.out(jnp.swapaxes(seen, 1, 2).reshape(*x.shape[:2], self.heads * self.head_dim))
 
     def across(
         self,

@@ -20,7 +20,7 @@ STRIDE = 4  # tokens of each text in one call: laying out what they look at cost
 class Sources(NamedTuple):
     """What N texts are written from."""
 
-    cross: Any  # keys and values of every decoder layer, [N 1 S H A]
+    cross: Any  # keys [N 1 H A S] and values [N 1 H S A] of every decoder layer
     seen: Bool[Array, "N 1 S"]
 
 
@@ -65,13 +65,15 @@ class Writer:
         self._last = np.zeros(places, np.int32)
         self._lengths = np.zeros(places, np.int32)
         self._scores = np.zeros(places, np.float64)
-        none = lambda *shape: np.zeros((places, 1, *shape, config.num_heads, config.head_dim), config.dtype)
-        each = lambda *shape: [(none(*shape), none(*shape)) for _ in range(config.num_decoder_layers)]
-        layers = [{"keys": keys, "values": values} for keys, values in each(self.max_length)]
+        lead, ends = (places, 1, config.num_heads), (self.source_length, self.max_length)
+        pair = lambda length: (lead + (config.head_dim, length), lead + (length, config.head_dim))
+        none = lambda length: tuple(np.zeros(shape, config.multiplied) for shape in pair(length))
+        cross, own = ([none(length) for _ in range(config.num_decoder_layers)] for length in ends)
+        layers = [{"keys": keys, "values": values} for keys, values in own]
         seen: Any = np.zeros((places, 1, self.source_length), bool)
         # Arrays of the host, so that each becomes a buffer of its own: they are given away one by one.
-        self._layers = device.put_everywhere(layers, self.mesh)  # each text's own cache, [N 1 L H A]
-        self._sources = device.put_everywhere(Sources(each(self.source_length), seen), self.mesh)
+        self._layers = device.put_everywhere(layers, self.mesh)  # each text's own cache, N in front
+        self._sources = device.put_everywhere(Sources(cross, seen), self.mesh)
 
     def compile(self, params: Params) -> None:
         """Runs every program once, on nothing."""

@@ -1,11 +1,11 @@
-"""Answers of a prompted T5: encode packed rows once, then decode greedily, by beam search or by sampling, with a cache.
+"""Answers of a prompted T5: `read` packed examples once, then decode greedily, by beam search or by sampling.
 
 Every decoder has one signature and is picked in gin (`DECODER = @beam_search`):
 
-    decoder(params, batch, *, model, max_length, source_length=None, rng=None) -> Decoded
+    decoder(params, sources, *, model, max_length, rng=None) -> Decoded
 
-All shapes are static, so it compiles under `jax.jit` with everything but `params`, `batch` and `rng` bound beforehand.
-An example's answer does not depend on the rows, the slots or the examples it is packed with.
+All shapes are static, so it compiles under `jax.jit` with everything but `params`, `sources` and `rng` bound
+beforehand. An example's answer does not depend on the rows, the slots or the examples it is packed with.
 """
 
 from collections.abc import Callable
@@ -14,10 +14,11 @@ from typing import NamedTuple
 import gin
 import jax
 import jax.numpy as jnp
+from flax.linen import partitioning
 from jaxtyping import Array, Bool, Float, Int
 
 from prompt_tuning import kinds
-from prompt_tuning.decoder import Cache, Cross, empty_cache, regroup
+from prompt_tuning.decoder import Cache, empty_cache, regroup
 from prompt_tuning.errors import UserError
 from prompt_tuning.layout import Batch
 from prompt_tuning.split import Params
@@ -36,10 +37,11 @@ class Decoded(NamedTuple):
 
 
 class Sources(NamedTuple):
-    """What the hypotheses of each example look at: they share it, it is never repeated."""
+    """What N answers are written from, one example each."""
 
-    cross: Cross
+    encoded: Float[Array, "N S' D"]
     seen: Bool[Array, "N S'"]  # not padding
+    numbers: Int[Array, "N"]  # of each example in its slot: what is drawn for it comes from that
 
     @property
     def present(self) -> Bool[Array, "N"]:
@@ -47,41 +49,41 @@ class Sources(NamedTuple):
         return self.seen.any(1)
 
 
+def read(params: Params, batch: Batch, numbers: Int[Array, "N"], *, model: Model, length: int) -> Sources:
+    """Encodes packed rows, or a batch in parts, and lays the examples out one a row, where none may be longer than S'.
+
+    In a batch in parts `example_numbers` tell where each example stands among the N.
+    """
+    encoded, seen = unpack(model.encode_parts(params, batch), batch, length, len(numbers))
+    return Sources(partitioning.with_sharding_constraint(encoded, ("batch", "length", "embed")), seen, numbers)
+
+
 def unpack(
-    encoded: Float[Array, "R S D"], batch: Batch, length: int
+    encoded: Float[Array, "*G R S D"], batch: Batch, length: int, count: int
 ) -> tuple[Float[Array, "N S' D"], Bool[Array, "N S'"]]:
-    """Encoder output with one example a row, and where it is not padding; `length` is S', no example may be longer."""
-    rows, width, features = encoded.shape
-    examples = batch.example_slots.shape[0]
+    """Encoder output with one example a row, and where it is not padding; `length` is S', `count` N."""
     segments, positions = jnp.asarray(batch.encoder_segments), jnp.asarray(batch.encoder_positions)
-    nowhere = rows * width
-    at = jnp.arange(nowhere, dtype=jnp.int32).reshape(rows, width)
-    owner = jnp.where(segments > 0, segments - 1, examples)  # -1 would count from the end
-    index = jnp.full((examples, length), nowhere, jnp.int32).at[owner, positions].set(at, mode="drop")
-    unpacked = encoded.reshape(nowhere, features).at[index].get(mode="fill", fill_value=0)
+    nowhere, owner = segments.size, segments - 1
+    if batch.in_parts:
+        owner = jax.vmap(lambda numbers, of: numbers[of])(jnp.asarray(batch.example_numbers), owner)
+    owner = jnp.where(segments > 0, owner, count)  # -1 would count from the end
+    at = jnp.arange(nowhere, dtype=jnp.int32).reshape(segments.shape)
+    index = jnp.full((count, length), nowhere, jnp.int32).at[owner, positions].set(at, mode="drop")
+    unpacked = encoded.reshape(nowhere, encoded.shape[-1]).at[index].get(mode="fill", fill_value=0)
     return unpacked, index < nowhere
-
-
-def read(params: Params, batch: Batch, *, model: Model, source_length: int | None = None) -> Sources:
-    """Encodes the rows and projects each example's positions to keys and values, once for all that will be decoded."""
-    encoded = model.encode(params, batch)
-    unpacked, seen = unpack(encoded, batch, source_length or encoded.shape[1])
-    return Sources(model.apply(params, "project", unpacked), seen)
 
 
 @gin.configurable
 def greedy(
     params: Params,
-    batch: Batch,
+    sources: Sources,
     *,
     model: Model,
     max_length: int,
-    source_length: int | None = None,
     rng: Array | None = None,
 ) -> Decoded:
     """The likeliest token at each step; one answer an example. `rng` is not used."""
     del rng
-    sources = read(params, batch, model=model, source_length=source_length)
     best = lambda logits, step: logits.argmax(-1).astype(jnp.int32)
     return _one_token_after_another(params, sources, best, model=model, max_length=max_length, outputs=1)
 
@@ -89,11 +91,10 @@ def greedy(
 @gin.configurable
 def sample(
     params: Params,
-    batch: Batch,
+    sources: Sources,
     *,
     model: Model,
     max_length: int,
-    source_length: int | None = None,
     rng: Array | None = None,
     temperature: float = 1.0,
     top_k: int | None = None,
@@ -102,16 +103,15 @@ def sample(
 ) -> Decoded:
     """Draws `outputs` answers an example from the distribution at `temperature`, cut by `top_k`, then by `top_p`.
 
-    An answer depends on `rng` and the example's number (`batch.example_numbers`), not on what else is in the batch.
+    An answer depends on `rng` and the example's number (`sources.numbers`), not on what else is in the batch.
     Its score is the log-likelihood under the model itself, neither tempered nor cut.
     Raises UserError for settings that leave nothing to draw, ValueError without `rng`.
     """
     _check_sampling(temperature, top_k, top_p, outputs)
     if rng is None:
         raise ValueError("sample draws random numbers: give rng=jax.random.key(SEED)")
-    sources = read(params, batch, model=model, source_length=source_length)
     fold = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-    keys = fold(rng, jnp.asarray(batch.example_numbers))
+    keys = fold(rng, sources.numbers)
     keys = jax.vmap(fold, in_axes=(0, None))(keys, jnp.arange(outputs)).reshape(-1)
 
     def draw(logits: Float[Array, "B V"], step: Int[Array, ""]) -> Int[Array, "B"]:
@@ -171,14 +171,14 @@ def _one_token_after_another(
 ) -> Decoded:
     """Extends B = N * `outputs` answers by what `choose(logits, step)` says until each has its EOS."""
     examples = sources.seen.shape[0]
-    count = examples * outputs
+    count, cross = examples * outputs, model.apply(params, "project", sources.encoded)
 
     def unfinished(s: _Answers) -> Bool[Array, ""]:
         return (s.cache["index"] < max_length) & ~s.done.all()
 
     def extend(s: _Answers) -> _Answers:
         step = s.cache["index"]
-        logits, cache = model.apply(params, "step", s.last, s.cache, sources.cross, sources.seen)
+        logits, cache = model.apply(params, "step", s.last, s.cache, cross, sources.seen)
         chosen = choose(logits, step)
         gained = jnp.take_along_axis(jax.nn.log_softmax(logits), chosen[:, None], axis=-1)[:, 0]
         new = jnp.where(s.done, PAD, chosen)
@@ -216,11 +216,10 @@ def brevity(length: Int[Array, "..."] | int, alpha: float) -> Float[Array, "..."
 @gin.configurable
 def beam_search(
     params: Params,
-    batch: Batch,
+    sources: Sources,
     *,
     model: Model,
     max_length: int,
-    source_length: int | None = None,
     rng: Array | None = None,
     beams: int = 4,
     alpha: float = 0.6,
@@ -234,8 +233,8 @@ def beam_search(
     """
     del rng
     _check_beams(beams, alpha, outputs)
-    sources = read(params, batch, model=model, source_length=source_length)
     examples = sources.seen.shape[0]
+    cross = model.apply(params, "project", sources.encoded)
 
     def unfinished(s: _Beams) -> Bool[Array, ""]:
         reachable = s.live_scores[:, 0] / brevity(max_length, alpha)
@@ -246,8 +245,8 @@ def beam_search(
         step = s.cache["index"]
         last = jax.lax.dynamic_index_in_dim(s.live_tokens, jnp.maximum(step - 1, 0), axis=2, keepdims=False)
         last = jnp.where(step > 0, last, PAD).reshape(-1)
-        logits, cache = model.apply(params, "step", last, s.cache, sources.cross, sources.seen)
-        return _advance(s, jax.nn.log_softmax(logits), cache, alpha)
+        logits, cache = model.apply(params, "step", last, s.cache, cross, sources.seen)
+        return _advance(s, logits, cache, alpha)
 
     tokens = jnp.zeros((examples, beams, max_length), jnp.int32)
     nothing = jnp.full((examples, beams), NEVER, jnp.float32)
@@ -257,13 +256,22 @@ def beam_search(
     return _best(end, sources.present, alpha, outputs)
 
 
-def _advance(s: _Beams, log_probs: Float[Array, "B V"], cache: Cache, alpha: float) -> _Beams:
+def likeliest(logits: Float[Array, "B V"], count: int) -> tuple[Float[Array, "B T"], Int[Array, "B T"]]:
+    """The `count` likeliest tokens, best first, as log-probabilities and ids."""
+    best, tokens = jax.lax.top_k(logits, min(count, logits.shape[-1]))
+    top = best.max(-1, keepdims=True)  # if best[:, :1] were cut out, XLA on a CPU would sort all logits
+    total = jnp.exp(logits - top).sum(-1, keepdims=True)
+    return best - top - jnp.log(total), tokens
+
+
+def _advance(s: _Beams, logits: Float[Array, "B V"], cache: Cache, alpha: float) -> _Beams:
     """One more token: the best continuations, parted into those that live on and those that end."""
     examples, beams, _ = s.live_tokens.shape
-    step, vocabulary = s.cache["index"], log_probs.shape[-1]
-    total = s.live_scores[:, :, None] + log_probs.reshape(examples, beams, vocabulary)
-    scores, best = jax.lax.top_k(total.reshape(examples, beams * vocabulary), 2 * beams)
-    parents, new = best // vocabulary, best % vocabulary
+    step = s.cache["index"]
+    gained, tokens = (x.reshape(examples, beams, -1) for x in likeliest(logits, 2 * beams))
+    total, each = s.live_scores[:, :, None] + gained, gained.shape[-1]
+    scores, best = jax.lax.top_k(total.reshape(examples, beams * each), 2 * beams)
+    parents, new = best // each, _pick(tokens.reshape(examples, beams * each), best)
     tokens = jax.lax.dynamic_update_slice_in_dim(_pick(s.live_tokens, parents), new[:, :, None], step, axis=2)
     ended = new == EOS
 

@@ -73,22 +73,22 @@ def on(mesh: Mesh) -> Iterator[None]:
         yield
 
 
-def summed_over_data(f: Callable[..., Any], batch: Batch, *everywhere: Any) -> Any:
+def summed_over_data(f: Callable[..., Any], batch: Any, *everywhere: Any) -> Any:
     """`f(batch, *everywhere)`, for each device of the data axis with its own parts of `batch`, added up."""
     return _over_data(f, lambda found: jax.lax.psum(found, "data"), PartitionSpec(), batch, everywhere)
 
 
-def joined_over_data(f: Callable[..., Any], batch: Batch, *everywhere: Any) -> Any:
-    """`f(batch, *everywhere)`, for each device of the data axis with its own parts of `batch`, one after another."""
+def joined_over_data(f: Callable[..., Any], batch: Any, *everywhere: Any) -> Any:
+    """`f(batch, *everywhere)`, for each device of the data axis with its own share of `batch`, one after another."""
     return _over_data(f, lambda found: found, PartitionSpec("data"), batch, everywhere)
 
 
-def _over_data(f: Callable[..., Any], then: Callable, out: PartitionSpec, batch: Batch, everywhere: tuple) -> Any:
+def _over_data(f: Callable[..., Any], then: Callable, out: PartitionSpec, batch: Any, everywhere: tuple) -> Any:
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.shape["data"] == 1:
         return f(batch, *everywhere)
 
-    def one(batch: Batch, *everywhere: Any) -> Any:
+    def one(batch: Any, *everywhere: Any) -> Any:
         with nn.logical_axis_rules([(name, None if axis == "data" else axis) for name, axis in RULES]):
             return then(f(batch, *everywhere))
 

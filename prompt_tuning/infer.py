@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
@@ -97,10 +98,10 @@ class Answerer:
             pack = lambda group: self._packed(group, shape)
         else:
             longest = max(item.length for item in items), max(max(item.target_length for item in items), 1)
-            examples, each = min(self.batch_size, len(items)), max(len(item.targets) for item in items)
+            examples, each = self.examples(items), max(len(item.targets) for item in items)
             if self._roomy(items):
                 shape = planning.roomy(groups, longest, self.mesh.shape["data"])
-                examples = self.batch_size if each else planning.power_of_two(examples)
+                examples = self.batch_size if each else examples
             else:
                 shape = planning.plan(groups, longest, self.packing, self.mesh.shape["data"], line=line, more=False)
             pack = lambda group: layout.pack(group, shape, self.model.length, examples, each)
@@ -111,14 +112,14 @@ class Answerer:
         """Log-likelihood of each item's targets, float64[C]."""
         items = [dataclasses.replace(item, number=number) for number, item in enumerate(items)]
         found: list[list[float]] = [[] for _ in items]
-        for _, batch, shape in self.batches(items, self._line(items)):
+        for _, batch, shape in self.batches(items, self.line(items)):
             model = dataclasses.replace(self.model, filled=shape.filled)
             scores = device.fetch(_score(params, device.put_batch(batch, self.mesh), model=model))
             for number, score in _numbered(batch, scores):
                 found[number].append(score)
         return [np.array(scores, np.float64) for scores in found]
 
-    def _line(self, items: list[layout.Item]) -> int | None:
+    def line(self, items: list[layout.Item]) -> int | None:
         """The line that each device takes at a time, where several share a CPU and there is enough to do."""
         worth_it = self.mesh.shape["data"] > 1 and sum(item.length for item in items) > WORTH_A_LINE
         return device.line(self.mesh) if worth_it else None
@@ -126,12 +127,20 @@ class Answerer:
     def _roomy(self, items: list[layout.Item]) -> bool:
         return self.roomy and self.packing and sum(item.length for item in items) <= WORTH_A_PROGRAM
 
-    def source_length(self, items: list[layout.Item]) -> int:
-        """A bound on the length of these items (prompt and input) that few batches differ in."""
+    def examples(self, items: list[layout.Item]) -> int:
+        """How many of these items a batch holds at most."""
+        few = min(self.batch_size, len(items))
+        return self.batch_size if self.shape else planning.power_of_two(few) if self._roomy(items) else few
+
+    def source_lengths(self, items: list[layout.Item]) -> list[int]:
+        """A bound on the length of the items (prompt and input) of each batch; few of them differ."""
+        groups = [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
+        longest = [max(item.length for item in group) for group in groups]
         if self.shape:
-            return self.shape.row_length
-        longest = max(item.length for item in items)
-        return planning.roomy_length(longest) if self._roomy(items) else layout.round_up(longest, 16)
+            return [self.shape.row_length] * len(items)  # which may have to be parted into as many batches
+        if self._roomy(items):
+            return [planning.roomy_length(max(longest))] * len(groups)
+        return planning.source_lengths(longest)
 
     def empty_batches(self) -> Iterable[layout.Batch]:
         """A batch without examples of every size that `shape` names: what there is to compile."""
@@ -223,32 +232,43 @@ def write(
     decoder: Callable[..., Any] = decode.greedy, seed: int = 0,
 ) -> list[Answer]:  # fmt: skip
     """The text that `decoder` (greedy, beam_search or sample) makes of each question; `seed` is what it draws from."""
-    items = answerer.items(questions, ranking=False)
-    length, rng = answerer.source_length(items), jax.random.key(seed)
-    answers = []
-    for group, batch, _ in answerer.batches(items):
-        batch = device.put_batch(batch, answerer.mesh)
-        decoded = _decode(params, batch, rng, decoder, answerer.model, answerer.target_length, length)
+    items, rng, data = answerer.items(questions, ranking=False), jax.random.key(seed), answerer.mesh.shape["data"]
+    line, order = answerer.line(items), list(range(len(items)))
+    if line:  # then only what is filled is read, and examples of about one length can be written together
+        order.sort(key=lambda i: -items[i].length)
+    placed = [dataclasses.replace(items[i], number=n % answerer.batch_size) for n, i in enumerate(order)]
+    waiting, answers = iter(order), [Answer("", {}, 0.0)] * len(items)
+    lengths = answerer.source_lengths(placed)
+    for (group, batch, shape), length in zip(answerer.batches(placed, line), lengths, strict=False):
+        own = list(itertools.islice(waiting, len(group)))
+        numbers = np.zeros(layout.round_up(answerer.examples(items), data), np.int32)
+        numbers[: len(own)] = [items[i].number for i in own]
+        model = dataclasses.replace(answerer.model, filled=shape.filled)
+        batch, numbers = device.put_batch(batch, answerer.mesh), device.put_everywhere(numbers, answerer.mesh)
+        sources = _read(params, batch, numbers, model=model, length=length)
+        decoded = _decode(params, sources, rng, decoder, answerer.model, answerer.target_length)
         tokens, scores = device.fetch(decoded.tokens)[:, 0], device.fetch(decoded.scores)[:, 0]
-        for i in range(len(group)):
-            answers.append(Answer(answerer.vocabulary.decode(tokens[i].tolist()), {}, float(scores[i])))
+        for n, i in enumerate(own):
+            answers[i] = Answer(answerer.vocabulary.decode(tokens[n].tolist()), {}, float(scores[n]))
     return answers
 
 
 _score = jax.jit(score_targets, static_argnames="model")
+_read = jax.jit(decode.read, static_argnames=("model", "length"))
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "model", "max_length", "source_length"))
+@functools.partial(jax.jit, static_argnames=("decoder", "model", "max_length"))
 def _decode(
     params: split.Params,
-    batch: layout.Batch,
+    sources: decode.Sources,
     rng: jax.Array,
     decoder: Callable[..., Any],
     model: Model,
     max_length: int,
-    source_length: int,
 ) -> decode.Decoded:
-    return decoder(params, batch, model=model, max_length=max_length, source_length=source_length, rng=rng)
+    """Each device of the data axis writes the answers of its own examples, and stops when it has them."""
+    of_share = lambda sources, params, rng: decoder(params, sources, model=model, max_length=max_length, rng=rng)
+    return device.joined_over_data(of_share, sources, params, rng)
 
 
 def compile_ahead(answerer: Answerer, params: split.Params, writing: bool = True) -> None:
@@ -257,9 +277,11 @@ def compile_ahead(answerer: Answerer, params: split.Params, writing: bool = True
     for batch in answerer.empty_batches():
         jax.block_until_ready(_score(params, batch, model=answerer.model))
         if writing:
-            length, rng = answerer.shape.row_length, jax.random.key(0)
-            arguments = (decode.greedy, answerer.model, answerer.target_length, length)
-            jax.block_until_ready(_decode(params, batch, rng, *arguments))
+            numbers = np.zeros(layout.round_up(answerer.batch_size, answerer.mesh.shape["data"]), np.int32)
+            numbers = device.put_everywhere(numbers, answerer.mesh)
+            sources = _read(params, batch, numbers, model=answerer.model, length=answerer.shape.row_length)
+            arguments = (decode.greedy, answerer.model, answerer.target_length)
+            jax.block_until_ready(_decode(params, sources, jax.random.key(0), *arguments))
 
 
 HeldOut = Sequence[tuple[Any, Examples]]  # one slot's tasks and their examples

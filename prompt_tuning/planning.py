@@ -27,6 +27,7 @@ WIDTHS = 4  # more compute less in vain, and compile longer
 COUNTS = 2  # of rows to choose from, at most: each is a program of its own, which takes seconds to minutes to compile
 SAVED = 0.02  # of the rows, that one more count must save
 POSITIONS_PER_PROGRAM = 100_000.0  # that a run of few steps must save by it besides
+GROUPS_PER_LENGTH = 8  # of examples that are written, for each length that sources are padded to
 USUAL = 0.9  # share of rows whose targets are planned for
 ROOMY = (128, 256, 512, 1024)  # row lengths that few examples take
 SAMPLE = 16  # batches that the row length is chosen by, at most: all lengths are tried
@@ -64,7 +65,7 @@ def plan(
     shapes = [_of_length(row_length, target_length, few, packing, multiple, at_once) for row_length in lengths]
     shape = min(shapes, key=lambda shape: _cost(_rows_needed(few, shape), shape))
     if at_once is not None:
-        shape = _parted(shape, batches, longest)
+        shape = _parted(shape, batches, longest, more)
     else:
         counts = _rows_needed(batches, shape)
         largest = int(counts.max())
@@ -96,6 +97,13 @@ def roomy(batches: Sequence[Sequence[Item]], longest: tuple[int, int], multiple:
 def roomy_length(longest: int) -> int:
     """The shortest row that a few examples take, none of which is longer than `longest`."""
     return next((length for length in ROOMY if length >= longest), round_up(longest, ROOMY[-1]))
+
+
+def source_lengths(longest: Sequence[int]) -> list[int]:
+    """What the sources of each group are padded to, of which the longest is so long: few lengths, each a program."""
+    most = min(1 + len(longest) // GROUPS_PER_LENGTH, WIDTHS)
+    levels = _levels(np.array([round_up(n, 16) for n in longest]), round_up(max(longest), 16), most, float)[1]
+    return [next(level for level in levels if level >= n) for n in longest]
 
 
 def power_of_two(n: int) -> int:
@@ -163,15 +171,19 @@ def _levels(needed: np.ndarray, top: int, most: int, cost: Callable[[int], float
     return best[top]
 
 
-def _parted(shape: Shape, batches: Sequence[Sequence[Item]], longest: tuple[int, int]) -> Shape:
-    """The shape with as many examples in a part, and as many parts, as batches like these can need."""
+def _parted(shape: Shape, batches: Sequence[Sequence[Item]], longest: tuple[int, int], more: bool) -> Shape:
+    """The shape with as many examples in a part, and as many parts, as batches like these can need, or as these do."""
     at_once = shape.at_once or 1
-    parts = [part for batch in batches for rows in rows_of_devices(batch, shape)
-             for part in in_parts(rows, at_once, 1 << 30)]  # fmt: skip
+    rows = [rows for batch in batches for rows in rows_of_devices(batch, shape)]
+    parts = [part for of_one in rows for part in in_parts(of_one, at_once, 1 << 30)]
     most = round_up(max((sum(map(len, part)) for part in parts), default=1) + 1, 4)
-    room = min(most, shape.per_row or most, shape.row_length // longest[0], shape.target_length // max(longest[1], 1))
-    rows = -(-max(map(len, batches)) // max(room, 1))  # even if one device has all examples, and all are the longest
-    return dataclasses.replace(shape, rows=(round_up(rows, at_once) * shape.multiple,), part_examples=most)
+    if more:
+        room = min(shape.row_length // longest[0], shape.target_length // max(longest[1], 1))
+        room = max(min(most, shape.per_row or most, room), 1)
+        needed = round_up(-(-max(map(len, batches)) // room), at_once)  # of all examples, if all are the longest
+    else:
+        needed = at_once * max(len(in_parts(of_one, at_once, most)) for of_one in rows)
+    return dataclasses.replace(shape, rows=(max(needed, at_once) * shape.multiple,), part_examples=most)
 
 
 def _target_room(batches: Sequence[Sequence[Item]], shape: Shape) -> int:

@@ -59,6 +59,18 @@ class Model:
             embedded = layer.apply({"params": params["prompt"]}, embedded, batch.prompt_rows)
         return self.apply(params, "encode", embedded, self.source(batch), dropout)
 
+    def encode_parts(self, params: split.Params, batch: Batch) -> Float[Array, "*G R S D"]:
+        """Encoder output of the batch, or of each of its G parts: 0 of those that hold nothing."""
+        if not batch.in_parts:
+            return self.encode(params, batch)
+
+        def one_after_another(batch: Batch, params: split.Params) -> Float[Array, "G R S D"]:
+            zero = jnp.zeros((*batch.encoder_tokens.shape, self.config.emb_dim), self.config.dtype)
+            put = lambda i, encoded: encoded.at[i].set(self.encode(params, _part(batch, i)))
+            return jax.lax.fori_loop(0, _filled(batch), put, zero)
+
+        return device.joined_over_data(one_after_another, batch, params)
+
     def logits(self, params: split.Params, batch: Batch, dropout: Dropout | None = None) -> Float[Array, "R L V"]:
         """Teacher-forced logits of every target token."""
         encoded = self.encode(params, batch, dropout)

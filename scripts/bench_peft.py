@@ -1,9 +1,9 @@
-"""PEFT's prompt tuning on PyTorch, timed on the lengths that bench.py hands over; run by it.
+"""PEFT's prompt tuning on PyTorch, timed on the lengths that bench.py or bench_writing.py hands over; run by them.
 
     python scripts/bench_peft.py JOB.json        # prints {"seconds": a step, "memory_gib": ..., "compile_s": 0}
 
 A T5 1.1 with random weights of the job's type, dropout 0.1, a prompt of 100 before the encoder, Adafactor at 0.3
-without parameter scaling.
+without parameter scaling. A job that says how many tokens are to be `written` is generated from, without training.
 """
 
 import json
@@ -39,14 +39,24 @@ def main() -> None:
         longest = job["length"] - job["prompt"] if job["length"] else max(lengths)
         mask = (torch.arange(longest)[None] < torch.tensor(lengths)[:, None]).long()
         ids = torch.randint(2, 32000, mask.shape) * mask
-        labels = torch.randint(2, 32000, (len(lengths), job["target"]))
+        labels = torch.randint(2, 32000, (len(lengths), job.get("target", 1)))
         started = time.perf_counter()
-        model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
+        if "written" in job:
+            write(model, ids, mask, job["written"], job["beams"])
+        else:
+            model(input_ids=ids, attention_mask=mask, labels=labels).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
         seconds.append(time.perf_counter() - started)
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(json.dumps({"seconds": statistics.fmean(seconds[1:]), "memory_gib": memory, "compile_s": 0.0}))
+
+
+def write(model: torch.nn.Module, ids: torch.Tensor, mask: torch.Tensor, tokens: int, beams: int) -> None:
+    """Writes so many tokens behind each text."""
+    counts = {"max_new_tokens": tokens, "min_new_tokens": tokens, "num_beams": beams}
+    with torch.no_grad():
+        model.eval().generate(input_ids=ids, attention_mask=mask, do_sample=False, **counts)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,7 @@ SETTINGS = [(4, 0.6, 16), (4, 0.0, 16), (2, 1.5, 16), (3, 0.6, 5)]  # beams, alp
 def main() -> None:
     numbers = {"settings": np.array(SETTINGS, np.float32)}
     params, batch, model = recorded()
-    encoded, seen = decode.unpack(model.encode(params, batch), batch, LONGEST)
+    encoded, seen = decode.unpack(model.encode(params, batch), batch, LONGEST, len(batch.example_slots))
     for i, (beams, alpha, max_length) in enumerate(SETTINGS):
         repeat = lambda x, beams=beams: jnp.repeat(x, beams, axis=0)
         source = Stream(repeat(seen.astype(jnp.int32)), repeat(jnp.zeros_like(seen, jnp.int32)))

@@ -49,13 +49,16 @@ def recorded_items() -> list:
 
 
 @functools.cache
-def compiled(decoder, **settings):
-    return jax.jit(functools.partial(decoder, **settings))
+def compiled(decoder, model, max_length, **settings):
+    def answer(params, batch, rng):
+        sources = decode.read(params, batch, batch.example_numbers, model=model, length=LONGEST)
+        return decoder(params, sources, model=model, max_length=max_length, rng=rng, **settings)
+
+    return jax.jit(answer)
 
 
 def run(decoder, params, batch, model, max_length=16, rng=None, **settings) -> decode.Decoded:
-    fixed = {"model": model, "max_length": max_length, "source_length": LONGEST}
-    return jax.device_get(compiled(decoder, **fixed, **settings)(params, batch, rng=rng))
+    return jax.device_get(compiled(decoder, model, max_length, **settings)(params, batch, rng))
 
 
 def test_greedy_answers_and_scores_are_those_of_transformers():
@@ -159,7 +162,7 @@ def test_examples_that_a_last_batch_lacks_change_nothing_and_get_no_answer(decod
 
 def test_unpacked_rows_are_the_encoder_output_of_each_example_alone():
     params, batch, model = recorded()
-    encode = jax.jit(lambda b: decode.unpack(model.encode(params, b), b, LONGEST))
+    encode = jax.jit(lambda b: decode.unpack(model.encode(params, b), b, LONGEST, 24))
     together, seen = encode(batch)
     for n, item in list(enumerate(recorded_items()))[::2]:
         alone, here = encode(layout.pack([item], PACKED, model.length, examples=24))
@@ -259,10 +262,12 @@ def test_hypotheses_share_their_example_and_every_dtype_is_stated(decoder, setti
     config = T5Config(97, 16, 2, 8, 24, 1, 1, dtype=jnp.bfloat16)
     params, batch = parameter_shapes(config), layout.pack(random_items(3, [0]), layout.Shape(64, 4, (1,)))
     model = Model(config)
-    sources = jax.eval_shape(functools.partial(decode.read, model=model, source_length=32), params, batch)
-    assert [x.shape for x in jax.tree.leaves(sources.cross)] == [(3, 2, 8, 32), (3, 2, 32, 8)]
-    fixed = functools.partial(decoder, model=model, max_length=5, source_length=32, **settings)
-    tokens, scores, lengths = jax.eval_shape(fixed, params, batch, rng=jax.random.key(0))
+    read = functools.partial(decode.read, model=model, length=32)
+    sources = jax.eval_shape(read, params, batch, batch.example_numbers)
+    cross = jax.eval_shape(lambda params, encoded: model.apply(params, "project", encoded), params, sources.encoded)
+    assert [x.shape for x in jax.tree.leaves(cross)] == [(3, 2, 8, 32), (3, 2, 32, 8)]
+    fixed = functools.partial(decoder, model=model, max_length=5, **settings)
+    tokens, scores, lengths = jax.eval_shape(fixed, params, sources, rng=jax.random.key(0))
     assert (tokens.dtype, scores.dtype, lengths.dtype) == (jnp.int32, jnp.float32, jnp.int32)
     assert tokens.shape == (3, settings.get("outputs", 1), 5) and scores.shape == lengths.shape == tokens.shape[:2]
 

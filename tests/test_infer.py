@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from conftest import TINY, random_bank, random_params
 
-from prompt_tuning import device, infer, layout
+from prompt_tuning import decode, device, infer, layout, planning
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import Examples, Ragged
 from prompt_tuning.progress import bar
@@ -37,6 +37,13 @@ def ranked(mesh, vocabulary, asked, **changed) -> list[infer.Answer]:
         return infer.rank(one, device.put_everywhere(params, mesh), asked)
 
 
+def written(mesh, vocabulary, asked, decoder) -> list[infer.Answer]:
+    params = random_params() | {"prompt": {"bank": random_bank(LENGTHS)}}
+    with device.on(mesh):
+        one = answerer(mesh, vocabulary, target_length=6)
+        return infer.write(one, device.put_everywhere(params, mesh), asked, decoder, seed=3)
+
+
 def assert_alike(found, expected):
     assert [answer.text for answer in found] == [answer.text for answer in expected]
     for one, two in zip(found, expected, strict=True):
@@ -55,6 +62,29 @@ def test_lines_on_many_devices_rank_as_rows_on_one(letters, asked, monkeypatch):
     monkeypatch.setattr(infer, "WORTH_A_LINE", 0)
     assert_alike(ranked(device.make_mesh(), letters, asked), in_rows)
     assert all(batch.in_parts for batch in packed)
+
+
+@pytest.mark.parametrize("decoder", [decode.greedy, decode.beam_search, decode.sample])
+def test_lines_on_many_devices_write_as_rows_on_one(letters, asked, monkeypatch, decoder):
+    """Whatever is sampled, too: examples are written in another order, and draw what they would in their own."""
+    monkeypatch.setattr(planning, "GROUPS_PER_LENGTH", 1)
+    read = []
+    monkeypatch.setattr(infer, "_read", lambda *args, one=infer._read, **more: read.append((args[1], more["length"])) or one(*args, **more))  # fmt: skip # noqa: E501
+    alone = jax.sharding.Mesh(np.asarray(jax.devices()[:1]).reshape(1, 1), ("data", "model"))
+    in_rows = written(alone, letters, asked, decoder)
+    assert not any(batch.in_parts for batch, _ in read)
+    for mesh in (device.make_mesh(), device.make_mesh(model_parallel=2)):
+        one = written(mesh, letters, asked, decoder)
+        assert [answer.text for answer in one] == [answer.text for answer in in_rows]
+        np.testing.assert_allclose([a.score for a in one], [a.score for a in in_rows], atol=1e-4)
+        read.clear()
+        monkeypatch.setattr(infer, "WORTH_A_LINE", 0)
+    in_lines = written(device.make_mesh(), letters, asked, decoder)
+    assert all(batch.in_parts for batch, _ in read)
+    lengths = [length for _, length in read]
+    assert lengths == sorted(lengths, reverse=True) and lengths[0] > lengths[-1], "the longest first"
+    assert [answer.text for answer in in_lines] == [answer.text for answer in in_rows]
+    np.testing.assert_allclose([a.score for a in in_lines], [a.score for a in in_rows], atol=1e-4)
 
 
 def test_labels_of_different_number_share_a_batch_of_fixed_shape(letters, asked):
@@ -79,7 +109,7 @@ def test_a_few_questions_are_batches_that_others_have_been_before(letters, asked
         items = roomy.items(call, ranking)
         for group, batch, shape in roomy.batches(items):
             assert set(batch.encoder_segments.ravel()) == set(range(len(group) + 1)), "all are there, and some air"
-            assert shape.row_length <= roomy.source_length(items)
+            assert shape.row_length <= roomy.source_lengths(items)[0]
             seen.add(tuple(array.shape for array in batch))
     assert (
         len(seen) < 10 < len({tuple(a.shape for a in b) for c in calls for _, b, _ in one.batches(one.items(c, True))})

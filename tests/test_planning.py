@@ -106,3 +106,21 @@ def test_a_roomy_shape_holds_its_examples_and_not_much_more(devices):
     assert len(shapes) < 20
     longer = planning.roomy([[of_length(1500)]], (1500, 2), devices)
     assert (longer.row_length, longer.rows) == (2048, (devices,))
+
+
+def test_batches_that_are_all_there_is_have_no_part_in_vain():
+    rng = np.random.default_rng(0)
+    batches = [[of_length(int(n)) for n in rng.integers(10, 100, count)] for count in (60, 60, 13)]
+    shape = planning.plan(batches, (100, 2), multiple=2, line=512, more=False)
+    packed = [layout.pack(batch, shape) for batch in batches]
+    filled = [(batch.encoder_segments > 0).any((1, 2)).reshape(2, -1).sum(1) for batch in packed]
+    assert len({batch.encoder_segments.shape for batch in packed}) == 1
+    assert np.max(filled) == shape.rows[0] // 2 < planning.plan(batches, (100, 2), multiple=2, line=512).rows[0] // 2
+
+
+def test_few_groups_are_padded_to_one_length_and_many_to_few():
+    assert planning.source_lengths([500, 301, 100]) == [512] * 3
+    longest = [500] * 8 + [130, 110] * 8
+    assert planning.source_lengths(longest) == [512] * 8 + [144] * 16 or len(set(planning.source_lengths(longest))) == 3
+    assert all(at >= n for at, n in zip(planning.source_lengths(longest), longest, strict=True))
+    assert len(set(planning.source_lengths(list(range(1, 500))))) == planning.WIDTHS

@@ -149,10 +149,12 @@ def decoded(case: Case, packing: bool) -> tuple[decode.Decoded, decode.Decoded]:
     """Greedy answers, and those of a search with four beams."""
     params = frozen(case) | {"prompt": {"bank": jnp.asarray(parity_inputs.prompt(case))[None]}}
     batch, model = packed(case, 0, packing), Model(config(case), 1, case.prompt_length)
+    read = functools.partial(decode.read, model=model, length=batch.encoder_tokens.shape[1])
+    sources = jax.jit(read)(params, batch, batch.example_numbers)
     settings = {"model": model, "max_length": parity_inputs.DECODE_LENGTH}
-    greedy = jax.jit(functools.partial(decode.greedy, **settings))(params, batch)
+    greedy = jax.jit(functools.partial(decode.greedy, **settings))(params, sources)
     return greedy, jax.jit(functools.partial(decode.beam_search, **settings, beams=4, alpha=0.6, outputs=4))(
-        params, batch
+        params, sources
     )
 
 

@@ -66,7 +66,7 @@ class Writer:
         self._lengths = np.zeros(places, np.int32)
         self._scores = np.zeros(places, np.float64)
         lead, ends = (places, 1, config.num_heads), (self.source_length, self.max_length)
-        pair = lambda length: (lead + (config.head_dim, length), lead + (length, config.head_dim))
+        pair = lambda length: ((*lead, config.head_dim, length), (*lead, length, config.head_dim))
         none = lambda length: tuple(np.zeros(shape, config.multiplied) for shape in pair(length))
         cross, own = ([none(length) for _ in range(config.num_decoder_layers)] for length in ends)
         layers = [{"keys": keys, "values": values} for keys, values in own]
@@ -132,9 +132,9 @@ def _read(
     params: Params, old: Sources, batch: layout.Batch, places: Int[Array, "N"], *, model: Model, length: int
 ) -> Sources:
     """Puts what the examples of a batch are written from at their places."""
-    new = decode.read(params, batch, model=model, source_length=length)
+    encoded, seen, _ = decode.read(params, batch, batch.example_numbers, model=model, length=length)
     put = lambda old, new: old.at[places, 0].set(new.astype(old.dtype), mode="drop")
-    return Sources(jax.tree.map(put, old.cross, list(new.cross)), put(old.seen, new.seen))
+    return Sources(jax.tree.map(put, old.cross, list(model.apply(params, "project", encoded))), put(old.seen, seen))
 
 
 @functools.partial(jax.jit, static_argnames="model", donate_argnums=1)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from prompt_tuning import by_example, scan, stack
+from prompt_tuning import backend, by_example, scan, stack
 from prompt_tuning.by_example import Places
 from prompt_tuning.dropout import Dropout, Keep, drop, of_keys
 from prompt_tuning.layers import Dense, Stream
@@ -144,10 +144,16 @@ class Decoder(nn.Module):
 
     def project(self, encoded: Float[Array, "X S D"]) -> Cross:
         """Every layer's keys and values of the encoder's output, for `step`."""
+        of_layer = lambda params, encoded: stack.alone(DecoderLayer, self.config, params, encoded, method="project")
         if self.config.scan_layers:
-            one = lambda _, params: (None, stack.alone(DecoderLayer, self.config, params, encoded, method="project"))
+            one = lambda _, params: (None, of_layer(params, encoded))
             return scan.through(one, None, stack.stacked(self))[1]
-        return [layer.project(encoded) for layer in self.layers]
+        layers = [self.variables["params"][layer.name] for layer in self.layers]
+        if backend.platform() != "cpu":
+            return [of_layer(params, encoded) for params in layers]
+        # What is multiplied for one example is turned while a core still has it at hand.
+        alone = lambda encoded: [of_layer(params, encoded[None]) for params in layers]
+        return jax.tree.map(lambda kept: kept[:, 0], jax.lax.map(alone, encoded))
 
     def step(
         self, embedded: Float[Array, "B 1 D"], cache: Cache, cross: Cross, seen: Bool[Array, "X S"]

@@ -148,7 +148,7 @@ class Decoder(nn.Module):
         if self.config.scan_layers:
             one = lambda _, params: (None, of_layer(params, encoded))
             return scan.through(one, None, stack.stacked(self))[1]
-        layers = [self.variables["params"][layer.name] for layer in self.layers]
+        layers = [self.variables["params"][f"layers_{i}"] for i in range(len(self.layers))]
         if backend.platform() != "cpu":
             return [of_layer(params, encoded) for params in layers]
         # What is multiplied for one example is turned while a core still has it at hand.

@@ -14,7 +14,7 @@ from prompt_tuning.decoder import Cache
 from prompt_tuning.split import Params
 from prompt_tuning.step import Model
 
-STRIDE = 4  # tokens of each text in one call: laying out what they look at costs as much as several
+STRIDE = 4  # tokens of each text in one call: between two calls the device waits for the host
 
 
 class Sources(NamedTuple):

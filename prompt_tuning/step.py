@@ -66,8 +66,7 @@ class Model:
 
         def one_after_another(batch: Batch, params: split.Params) -> Float[Array, "G R S D"]:
             zero = jnp.zeros((*batch.encoder_tokens.shape, self.config.emb_dim), self.config.dtype)
-            put = lambda i, encoded: encoded.at[i].set(self.encode(params, _part(batch, i)))
-            return jax.lax.fori_loop(0, _filled(batch), put, zero)
+            return _of_each_part(lambda part: self.encode(params, part), batch, zero)
 
         return device.joined_over_data(one_after_another, batch, params)
 
@@ -159,6 +158,12 @@ def _summed_over_parts(f: Callable[..., Any], batch: Batch, *args: Any) -> Any:
     return jax.lax.fori_loop(0, _filled(batch), add, zero)
 
 
+def _of_each_part(f: Callable[[Batch], Array], batch: Batch, zero: Float[Array, "G ..."]) -> Float[Array, "G ..."]:
+    """`f(part)` of the parts that hold something, one after another; those that do not keep their `zero`."""
+    put = lambda i, found: found.at[i].set(f(_part(batch, i)))
+    return jax.lax.fori_loop(0, _filled(batch), put, zero)
+
+
 def _part(batch: Batch, i: Any) -> Batch:
     return Batch(*(jax.lax.dynamic_index_in_dim(array, i, 0, False) for array in batch))
 
@@ -201,10 +206,8 @@ def score_targets(params: split.Params, batch: Batch, *, model: Model) -> Float[
 
 
 def _scores_of_parts(model: Model, batch: Batch, params: split.Params) -> Float[Array, "G M"]:
-    """0 where a part holds nothing."""
     zero = jnp.zeros(batch.target_examples.shape, jnp.float32)
-    put = lambda i, scores: scores.at[i].set(_scores(model, _part(batch, i), params))
-    return jax.lax.fori_loop(0, _filled(batch), put, zero)
+    return _of_each_part(lambda part: _scores(model, part, params), batch, zero)
 
 
 def _scores(model: Model, batch: Batch, params: split.Params) -> Float[Array, "M"]:

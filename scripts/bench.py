@@ -19,14 +19,13 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
-from timed_steps import LENGTHS, PROMPT, SIZES, TARGET, draw, measure, t5_1_1
+from timed_steps import LENGTHS, PROMPT, SIZES, TARGET, draw, measure, run_job, t5_1_1
 
 from prompt_tuning import allocator, device
 
@@ -101,20 +100,12 @@ def _beside(what: str, python: str, one: dict[str, Any], steps: int, length: int
     """A row of another library, in its own interpreter; each input is padded to `length`, or to the batch's longest."""
     shown = {"what": what} | one
     config = t5_1_1(one["size"])
-    sizes = {
-        "d_model": config.emb_dim, "num_heads": config.num_heads, "d_kv": config.head_dim, "d_ff": config.mlp_dim,
-        "num_layers": config.num_encoder_layers, "num_decoder_layers": config.num_decoder_layers,
-    }  # fmt: skip
     script = Path(__file__).with_name("bench_t5x.py" if what.startswith("T5X") else "bench_peft.py")
     path = {"PYTHONPATH": os.environ["T5X_PATH"]} if "T5X_PATH" in os.environ and what.startswith("T5X") else {}
     drawn = [draw(one["text"], one["batch"], step).tolist() for step in range(steps)]
     job = {"lengths": drawn, "vocab": config.vocab_size, "prompt": PROMPT, "target": TARGET, "length": length}
     job["dtype"] = one["dtype"]
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "job.json"
-        file.write_text(json.dumps(job | {"config": sizes}))
-        command = [python, str(script), str(file)]
-        done = subprocess.run(command, capture_output=True, text=True, env=os.environ | path)
+    done = run_job(python, script, job, config, path)
     if done.returncode:
         return shown | {"skipped": (done.stderr.strip().splitlines() or ["it failed"])[-1][:80]}
     found = json.loads(done.stdout.splitlines()[-1])

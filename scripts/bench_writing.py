@@ -11,13 +11,11 @@ next time, so that the first of two passes, which is not counted, may take long.
 import argparse
 import functools
 import json
-import subprocess
-import tempfile
 import time
 from pathlib import Path
 
 import numpy as np
-from timed_steps import LENGTHS, PROMPT, SIZES, draw, random_frozen, start, t5_1_1
+from timed_steps import LENGTHS, PROMPT, SIZES, draw, random_frozen, run_job, start, t5_1_1
 
 from prompt_tuning import allocator, decode, device, infer
 from prompt_tuning.slots import Slot
@@ -81,18 +79,11 @@ def ours(options: argparse.Namespace, lengths: list[int], beams: int) -> float:
 def theirs(options: argparse.Namespace, lengths: list[int], beams: int) -> float:
     """Seconds for all examples."""
     config = t5_1_1(options.size)
-    sizes = {
-        "d_model": config.emb_dim, "num_heads": config.num_heads, "d_kv": config.head_dim, "d_ff": config.mlp_dim,
-        "num_layers": config.num_encoder_layers, "num_decoder_layers": config.num_decoder_layers,
-    }  # fmt: skip
     groups = [lengths[i : i + BATCH] for i in range(0, len(lengths), BATCH)]
     job = {"lengths": groups, "vocab": config.vocab_size, "prompt": PROMPT, "length": None, "dtype": options.dtype}
-    job |= {"config": sizes, "written": options.tokens, "beams": beams}
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "job.json"
-        file.write_text(json.dumps(job))
-        script = str(Path(__file__).with_name("bench_peft.py"))
-        done = subprocess.run([options.peft, script, str(file)], capture_output=True, text=True, check=True)
+    job |= {"written": options.tokens, "beams": beams}
+    done = run_job(options.peft, Path(__file__).with_name("bench_peft.py"), job, config, {})
+    done.check_returncode()
     return json.loads(done.stdout.splitlines()[-1])["seconds"] * len(groups)
 
 

@@ -6,9 +6,15 @@ padding not counted, over the peak of a matrix product timed in the same process
 
 import dataclasses
 import functools
+import json
+import os
 import statistics
+import subprocess
+import tempfile
 import time
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import gin
 import jax
@@ -40,6 +46,21 @@ def draw(text: str, count: int, seed: int) -> np.ndarray:
     shape, mean = LENGTHS[text]
     drawn = np.random.default_rng([seed, len(text)]).gamma(shape, mean / shape, count)
     return np.clip(np.round(drawn), 4, LONGEST).astype(int)
+
+
+def run_job(
+    python: str, script: Path, job: dict[str, Any], config: T5Config, environment: dict[str, str]
+) -> subprocess.CompletedProcess[str]:
+    """A script that another Python runs beside this project: told of a T5 in Hugging Face's words, and of its job."""
+    sizes = {
+        "d_model": config.emb_dim, "num_heads": config.num_heads, "d_kv": config.head_dim, "d_ff": config.mlp_dim,
+        "num_layers": config.num_encoder_layers, "num_decoder_layers": config.num_decoder_layers,
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "job.json"
+        file.write_text(json.dumps(job | {"config": sizes}))
+        command = [python, str(script), str(file)]
+        return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
 
 
 def measure(

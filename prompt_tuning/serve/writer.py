@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from prompt_tuning import decode, device, layout
-from prompt_tuning.decoder import Cache
+from prompt_tuning.decoder import Cache, empty_cache
 from prompt_tuning.split import Params
 from prompt_tuning.step import Model
 
@@ -65,11 +65,9 @@ class Writer:
         self._last = np.zeros(places, np.int32)
         self._lengths = np.zeros(places, np.int32)
         self._scores = np.zeros(places, np.float64)
-        lead, ends = (places, 1, config.num_heads), (self.source_length, self.max_length)
-        pair = lambda length: ((*lead, config.head_dim, length), (*lead, length, config.head_dim))
-        none = lambda length: tuple(np.zeros(shape, config.multiplied) for shape in pair(length))
-        cross, own = ([none(length) for _ in range(config.num_decoder_layers)] for length in ends)
-        layers = [{"keys": keys, "values": values} for keys, values in own]
+        cache = lambda length: jax.eval_shape(lambda: empty_cache(config, 1, length))["layers"]
+        none = lambda length: jax.tree.map(lambda one: np.zeros((places, *one.shape), one.dtype), cache(length))
+        layers, cross = none(self.max_length), [(kept["keys"], kept["values"]) for kept in none(self.source_length)]
         seen: Any = np.zeros((places, 1, self.source_length), bool)
         # Arrays of the host, so that each becomes a buffer of its own: they are given away one by one.
         self._layers = device.put_everywhere(layers, self.mesh)  # each text's own cache, N in front

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from prompt_tuning import __version__, allocator
-from prompt_tuning.errors import UserError
+from prompt_tuning.errors import UserError, said
 from prompt_tuning.flags import number, whole_number
 
 EXAMPLE = """\
@@ -55,12 +55,12 @@ def _main(argv: Sequence[str] | None) -> int:
         print(end="", flush=True)
         return code
     except UserError as error:
-        return _complain(str(error))
+        return _complain(said(error))
     except (RuntimeError, ValueError) as error:
         job = sys.modules.get("prompt_tuning.job")
-        if job is None or not (said := job.lost(error)):
+        if job is None or not (lost := job.lost(error)):
             raise
-        return _complain(str(said))
+        return _complain(str(lost))
     except BrokenPipeError:  # the reader of standard output has read enough, as `head` does
         _drop_output()
         return 141
@@ -81,7 +81,6 @@ def _complain(message: str) -> int:
         print(end="", flush=True)
     except OSError:
         _drop_output()
-    message = message.split("\n  In call to configurable")[0]  # which gin adds, and means nothing to a person
     print(f"prompt-tuning: {message}", file=sys.stderr)
     return 2
 

@@ -6,7 +6,7 @@ import inspect
 import logging
 import re
 import tokenize
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,15 @@ def gin_folder() -> Path:
     return inside if (inside / DEFAULTS).is_file() else _HERE.parent / "gin"
 
 
-def parse(files: Sequence[str] = (), bindings: Sequence[str] = (), search_paths: Sequence[str] = ()) -> None:
+def parse(
+    files: Sequence[str] = (), bindings: Sequence[str] = (), search_paths: Sequence[str] = (),
+    values: Mapping[str, Any] | None = None,
+) -> None:  # fmt: skip
     """Reads defaults.gin, then `files`, then `bindings` ("NAME = VALUE"), over whatever was configured before.
 
-    A file is looked for where the caller is, in `search_paths`, and among the project's own. Raises UserError for a
-    file that is not there, a line gin cannot read, and a name that nothing has or uses.
+    A file is looked for where the caller is, in `search_paths`, and among the project's own. `values` are names of
+    defaults.gin and what a caller in Python has for them, of any type. Raises UserError for a file that is not there, a
+    line gin cannot read, and a name that nothing has or uses.
     """
     gin.clear_config()
     folders = ["", *search_paths, str(gin_folder())]
@@ -47,6 +51,9 @@ def parse(files: Sequence[str] = (), bindings: Sequence[str] = (), search_paths:
         raise UserError(_explain(error)) from error
     finally:
         logging.getLogger().removeFilter(quiet)
+    with gin.unlock_config():
+        for name, value in (values or {}).items():
+            gin.bind_parameter(f"{name}/gin.macro.value", value)
     _refuse_unused_macros()
 
 

@@ -69,7 +69,7 @@ def compare(out: Path, base: str, task: str, seed: int) -> list[Row] | None:
     run = _configured(PROMPT, out / "prompt", base, task, seed)
     opened = open_run(run)
     majority, silent = majority_class(opened), without_prompt(opened)
-    if (prompt := train.train(run)).stopped:
+    if (prompt := train.train(opened)).stopped:
         return None
     say("\n2/2  for comparison, all of the model's parameters", style="bold")
     if (model := train.train(_configured(MODEL, out / "model", base, task, seed))).stopped:

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from prompt_tuning import bank, configure, device, infer, inits, kept_tasks, kinds, optim, scan, slots, task_file, tiny
+from prompt_tuning import bank, configure, device, infer, inits, kept_tasks, kinds, optim, scan, slots, tiny
 from prompt_tuning.base import Base, load_base, random_base, spelling
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import LENGTHS, UNCUT, Examples, Mixture, Task, proportional
@@ -22,6 +22,7 @@ from prompt_tuning.prompt_file import Prompt
 from prompt_tuning.slots import Slot
 from prompt_tuning.stack import T5Config
 from prompt_tuning.step import Model
+from prompt_tuning.task_file import Description, open_task_file
 from prompt_tuning.vocabulary import Vocabulary
 
 
@@ -75,15 +76,16 @@ class Data:
     """Where tasks come from."""
 
     module: str | None = None
-    task_file: str | None = None
+    task_file: str | Description | None = None
     data_dir: str | None = None
     lengths: Mapping[str, int] = dataclasses.field(default_factory=LENGTHS.copy)
     eval_lengths: Mapping[str, int] | None = dataclasses.field(default_factory=LENGTHS.copy)  # None: nothing is cut
     eval_split: str = "validation"
 
     def __post_init__(self) -> None:
-        optional = {"MIXTURE_OR_TASK_MODULE": self.module, "TASK_FILE": self.task_file, "DATA_DIR": self.data_dir}
-        kinds.check(kinds.TEXT, True, **optional)
+        kinds.check(kinds.TEXT, True, MIXTURE_OR_TASK_MODULE=self.module, DATA_DIR=self.data_dir)
+        if not isinstance(self.task_file, Description):
+            kinds.check(kinds.TEXT, True, TASK_FILE=self.task_file)
         kinds.check(kinds.TEXT, EVAL_SPLIT=self.eval_split)
         _check_lengths("TASK_FEATURE_LENGTHS", self.lengths)
         if self.eval_lengths is not None:
@@ -103,14 +105,16 @@ class Data:
         if self.task_file:
             if name:
                 raise UserError(f"MIXTURE_OR_TASK_NAME={name} and TASK_FILE={self.task_file} are both set: set one.")
-            return [task_file.open_task_file(self.task_file, vocabulary, self.lengths)]
+            if isinstance(self.task_file, Description):
+                return [self.task_file.open(vocabulary, self.lengths)]
+            return [open_task_file(self.task_file, vocabulary, self.lengths)]
         if not name:
             raise UserError("There is no task. Type --gin.MIXTURE_OR_TASK_NAME=NAME (prompt-tuning data list shows them) or --gin.TASK_FILE=PATH.")  # fmt: skip # noqa: E501
         return [self._part(one, vocabulary) for one in name.split("+")]
 
     def _part(self, name: str, vocabulary: Vocabulary) -> Mixture:
         if name.endswith(".toml"):
-            return task_file.open_task_file(name, vocabulary, self.lengths)
+            return open_task_file(name, vocabulary, self.lengths)
         if name in tiny.TASKS and not self.module:
             return tiny.open_task(name, vocabulary, self.lengths)
         if importlib.util.find_spec("seqio") is None:
@@ -195,8 +199,7 @@ class Opened:
 
     @functools.cached_property
     def model(self) -> Model:
-        config = dataclasses.replace(self.base.config, remat=self.run.remat, scan_layers=self.run.scan_layers)
-        return Model(config, len(self.slots), max(slot.length for slot in self.slots))
+        return Model(self.base.config, len(self.slots), max(slot.length for slot in self.slots))
 
     @property
     def labels(self) -> list[tuple[str, ...]]:
@@ -268,8 +271,9 @@ def open_run(run: Run) -> Opened:
         wanted = tuple(s if s.name in given else dataclasses.replace(s, name=called(s)) for s in wanted)
     for slot in wanted:
         _check_labels(slot, mixtures[slot.task])
-    if run.scan_layers:
-        base = dataclasses.replace(base, params=scan.stacked(base.params))
+    config = dataclasses.replace(base.config, remat=run.remat, scan_layers=run.scan_layers)
+    params = scan.stacked(base.params) if run.scan_layers else base.params
+    base = dataclasses.replace(base, config=config, params=params)
     jax.block_until_ready(base.params)
     return Opened(run, base, vocabulary, mesh, wanted, tuple(mixtures[slot.task] for slot in wanted))
 

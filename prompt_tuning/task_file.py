@@ -1,4 +1,4 @@
-"""A task without Python: a TOML file that names the data, the text, the answer and the metric.
+"""A task without code: a TOML file, or a table in Python, that names the data, the text, the answer and the metric.
 
 inputs = "hypothesis: {hypothesis} premise: {premise}"   # {column} stands for that column's text
 target = "label"                                         # the column with the answer, or a template as above
@@ -6,21 +6,24 @@ labels = ["entailment", "contradiction", "neutral"]      # optional: the answers
 metric = "accuracy"                                      # optional: one name or a list
 train = "train.jsonl"                                    # .jsonl, .csv, .tsv or .parquet; one name or a list
 validation = "dev.jsonl"
+
+In Python the same names are keys, and a split may be rows instead of files: [{"premise": "...", ...}, ...].
 """
 
 import dataclasses
 import itertools
+import os
 import re
 import textwrap
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from prompt_tuning import metrics
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.examples import Examples, Mixture, part_of
-from prompt_tuning.records import Record, read_records
+from prompt_tuning.records import read_records
 from prompt_tuning.vocabulary import Vocabulary, warn_of_cut
 
 SPLITS = ("train", "validation", "test")
@@ -47,12 +50,32 @@ def open_task_file(path: str | Path, vocabulary: Vocabulary, lengths: Mapping[st
         raise UserError(f"{path}: byte {error.start + 1} is not UTF-8.") from None
     except (ValueError, RecursionError) as error:  # Python's limit on digits is no TOMLDecodeError
         raise UserError(f"{path} is not TOML: {error}. It should look like:\n{EXAMPLE}") from None
-    task = FileTask(where, _checked(where, settings), vocabulary, dict(lengths))
-    vocabulary.check_labels(task.labels, lengths["targets"], str(path))
+    return _opened(where, settings, vocabulary, lengths)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Description:
+    """What a task file says, in Python: `{"inputs": "message: {text}", "target": "label", "train": rows, ...}`.
+
+    Files stand where the caller is. Without a name the task is called "task".
+    """
+
+    settings: Mapping[str, Any] = dataclasses.field(repr=False)
+
+    def open(self, vocabulary: Vocabulary, lengths: Mapping[str, int]) -> Mixture:
+        """The task, as a mixture of one. Raises UserError with the row, for anything that is not as it should be."""
+        if wrong := [key for key in self.settings if not isinstance(key, str)]:
+            raise UserError(f"A task is described by {', '.join(KEYS)}; {wrong[0]!r} is none of them.")
+        return _opened(Path("task"), self.settings, vocabulary, lengths)
+
+
+def _opened(where: Path, given: Mapping[str, Any], vocabulary: Vocabulary, lengths: Mapping[str, int]) -> Mixture:
+    task = FileTask(where, _checked(where, given), vocabulary, dict(lengths))
+    vocabulary.check_labels(task.labels, lengths["targets"], str(where))
     return Mixture(task.name, (task,), (1.0,))
 
 
-EXAMPLE = textwrap.dedent("\n".join((__doc__ or "").splitlines()[2:]))
+EXAMPLE = textwrap.dedent("\n".join((__doc__ or "").splitlines()[2:-2]))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -95,12 +118,20 @@ class FileTask:
     def texts(self, split: str) -> list[dict[str, Any]]:
         """What `load` tokenises; for looking at a task rather than training on it."""
         name, count = part_of(split, self.splits, self.name, self.path)
-        files = self.settings[name]
-        rows = ((file, record) for file in files for record in read_records(self.path.parent / file))
-        texts = [self._text(file, record) for file, record in itertools.islice(rows, count)]
+        texts = [self._text(at, row) for at, row in itertools.islice(self._rows(name), count)]
         if not texts:
-            raise UserError(f"{', '.join(files)} of {self.path} holds no examples.")
+            files = ", ".join(part for part in self.settings[name] if isinstance(part, str))
+            raise UserError(f"{files or split} of {self.path} holds no examples.")
         return texts
+
+    def _rows(self, split: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """Every row of a split, behind where it stands."""
+        for i, part in enumerate(self.settings[split]):
+            if isinstance(part, str):
+                file = self.path.parent / part
+                yield from ((f"{file}:{line}", row) for line, row in read_records(file))
+            else:
+                yield f"{split}[{i}]", part
 
     def _load(self, split: str) -> Examples:
         texts = self.texts(split)
@@ -109,11 +140,10 @@ class FileTask:
         warn_of_cut(lost, len(texts), f"{self.name}, {split},", self.lengths["targets"])
         return Examples(self.name, split, inputs, targets, texts, cut, lost)
 
-    def _text(self, file: str, record: Record) -> dict[str, Any]:
-        at = f"{self.path.parent / file}:{record[0]}"
-        right = self._right_answers(record, at)
-        inputs = _fill(self.settings["inputs"], record, at)
-        target = right[0] if right else _fill(self.settings["target"], record, at)
+    def _text(self, at: str, row: Mapping[str, Any]) -> dict[str, Any]:
+        right = self._right_answers(at, row)
+        inputs = _fill(self.settings["inputs"], at, row)
+        target = right[0] if right else _fill(self.settings["target"], at, row)
         if self._answers:
             if target not in self._answers:
                 known = ", ".join(map(repr, self.labels))
@@ -127,10 +157,10 @@ class FileTask:
         made: dict[str, Any] = {"inputs_pretokenized": inputs, "targets_pretokenized": target}
         return made | ({"answers": right} if right else {})
 
-    def _right_answers(self, record: Record, at: str) -> list[str]:
+    def _right_answers(self, at: str, row: Mapping[str, Any]) -> list[str]:
         """The answers that all count as right, of which the first is trained on, where the column holds a list."""
         column = re.fullmatch(r"\{([^{}]*)\}", self.settings["target"])
-        value = record[1].get(column[1]) if column else None
+        value = row.get(column[1]) if column else None
         if not isinstance(value, list) or self.settings["metric"] != ["squad"]:
             return []
         if not value or not all(isinstance(answer, str) and answer for answer in value):
@@ -171,16 +201,14 @@ def _number(text: str) -> float:
         return -1.0
 
 
-def _fill(template: str, record: Record, at: str) -> str:
-    row = record[1]
-
+def _fill(template: str, at: str, row: Mapping[str, Any]) -> str:
     def value(match: re.Match[str]) -> str:
         column = match.group(1)
         if column is None:
             return match.group(0)[0]
         if column not in row:
             raise UserError(f"{at}: no column {column!r}; found {', '.join(row)}.{nearest(column, row)}")
-        if row[column] is None or row[column] == "":
+        if row[column] is None or row[column] == "" or row[column] != row[column]:  # the last is pandas' NaN
             raise UserError(f"{at}: the column {column!r} is empty.")
         if isinstance(row[column], list | dict):
             several = ' As target, with metric = "squad" alone, a list is the answers that count as right.'
@@ -215,28 +243,43 @@ def _checked(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(f"{path}: the metric {metric} needs labels.")
         if metric == "f1" and (count := len(set(settings["labels"].values()))) != 2:
             raise UserError(f"{path}: the metric f1 is of the second of two labels, and there are {count}; macro_f1 is of any number.")  # fmt: skip # noqa: E501
-    settings |= {split: _listed(path, split, given[split]) for split in SPLITS if split in given}
+    settings |= {split: _parts(path, split, given[split]) for split in SPLITS if split in given}
     if not any(split in settings for split in SPLITS):
         raise UserError(f'{path} names no data; add train, validation or test, as in: train = "train.jsonl".')
     return settings
 
 
 def _listed(path: Path, key: str, value: Any) -> list[str]:
-    values = value if isinstance(value, list) else [value]
+    values = list(value) if isinstance(value, list | tuple) else [value]
     if not values or not all(isinstance(v, str) for v in values):
         raise UserError(f"{path}: {key} should be a text or a list of texts, found {value!r}.")
     return values
 
 
+def _parts(path: Path, split: str, value: Any) -> list[str | Mapping[str, Any]]:
+    """The files and rows of a split."""
+    if hasattr(value, "iloc"):  # going through it gives the names of its columns
+        raise UserError(f"{path}: {split} is a pandas table; give its rows: table.to_dict(orient='records').")
+    several = isinstance(value, Iterable) and not isinstance(value, str | Mapping)
+    parts = list(value) if several else [value]
+    wrong = [part for part in parts if not isinstance(part, str | os.PathLike | Mapping)]
+    if wrong or not parts:
+        raise UserError(
+            f'{path}: {split} is a file, or a list of files, or of rows such as {{"text": "...", "label": "..."}};'
+            f" found {repr(wrong[0])[:80] if wrong else 'an empty list'}."
+        )
+    return [part if isinstance(part, Mapping) else os.fspath(part) for part in parts]
+
+
 def _labels(path: Path, given: Any) -> dict[str, str]:
     """From the column's value to the label: a table says so; in a list a label stands for itself and for its number."""
-    if isinstance(given, list) and all(isinstance(v, str) for v in given) and len(set(given)) == len(given):
+    if isinstance(given, list | tuple) and all(isinstance(v, str) for v in given) and len(set(given)) == len(given):
         numbered = {} if any(v.isdigit() for v in given) else {str(i): label for i, label in enumerate(given)}
         truth = {"False": given[0], "True": given[1]} if len(given) == 2 else {}
         return {label: label for label in given} | {k: v for k, v in (numbered | truth).items() if k not in given}
     if isinstance(given, dict) and all(isinstance(v, str) for v in given.values()):
         # Python spells a JSON or Parquet boolean with a capital.
-        return {k.capitalize() if k in ("false", "true") else k: v for k, v in given.items()}
+        return {k.capitalize() if k in ("false", "true") else str(k): v for k, v in given.items()}
     raise UserError(
         f"{path}: labels should be a list of different texts, or a table from the column's values to the labels, as in "
         f'labels = {{0 = "negative", 1 = "positive"}}; found {given!r}.'

@@ -51,16 +51,17 @@ class Result:
     stopped: bool = False  # it was asked to stop, and goes on when it is started again
 
 
-def train(run: Run) -> Result:
-    """Trains every slot of `run`, evaluating and saving every EVAL_PERIOD steps; goes on from the newest checkpoint."""
+def train(given: Run | Opened) -> Result:
+    """Trains every slot of a run, evaluating and saving every EVAL_PERIOD steps; goes on from the newest checkpoint."""
     with Stop() as stop:
-        return _train(run, stop)
+        return _train(given, stop)
 
 
-def _train(run: Run, stop: Stop) -> Result:
-    clock, way = Clock(), run.tuning
+def _train(given: Run | Opened, stop: Stop) -> Result:
+    clock = Clock()
     watched = lambda batches, total: bar(stop.leaving(batches), total)
-    opened = dataclasses.replace(open_run(run), progress=watched)
+    opened = dataclasses.replace(given if isinstance(given, Opened) else open_run(given), progress=watched)
+    run, way = opened.run, opened.run.tuning
     slots.check_file_names(opened.slots)
     optimizer, evaluate, feed = way.optimizer(opened), way.evaluator(opened), way.feed(opened)
     state, frozen = first_state(opened, optimizer)

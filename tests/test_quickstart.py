@@ -23,9 +23,9 @@ def folder(tmp_path_factory):
 
 def short(monkeypatch):
     """Runs of a few steps instead of the recipes' hundreds."""
-    whole = quickstart.train.train
-    cut = lambda run: whole(dataclasses.replace(run, train_steps=4, eval_period=2, eval_batch_size=250))
-    monkeypatch.setattr(quickstart.train, "train", cut)
+    whole = quickstart._configured
+    cut = lambda *told: dataclasses.replace(whole(*told), train_steps=4, eval_period=2, eval_batch_size=250)
+    monkeypatch.setattr(quickstart, "_configured", cut)
 
 
 def test_quickstart_compares_four_ways_and_says_what_it_wrote(folder, tmp_path, monkeypatch, capsys):

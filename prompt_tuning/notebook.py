@@ -1,0 +1,86 @@
+"""Prompt tuning in Python, as a notebook or a script asks for it: what `prompt-tuning train` does, and the prompts."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import prompt_tuning.train as training  # registers what gin files name
+from prompt_tuning import configure, prompt_file
+from prompt_tuning.bank import Bank
+from prompt_tuning.errors import UserError, said
+from prompt_tuning.predict import PromptTuned
+from prompt_tuning.run import Opened, Run, open_run
+from prompt_tuning.task_file import Description
+
+
+def tune(
+    base: str | Path, task: str | Path | Mapping[str, Any], folder: str | Path, *,
+    gin_files: Sequence[str] = (), **names: Any,
+) -> PromptTuned:  # fmt: skip
+    """Tunes a prompt for a frozen T5, or several at once, and returns the best of each over that T5.
+
+    Called again it goes on from the newest checkpoint in `folder`, as far as TRAIN_STEPS says.
+
+    Args:
+      base: the frozen model, as INITIAL_CHECKPOINT_PATH.
+      task: the name of a task or mixture, a task file, or in a dict what such a file says, with rows for files:
+        {"name": "sms", "inputs": "message: {text}", "target": "label", "labels": ["ham", "spam"],
+        "train": [{"text": "...", "label": "ham"}, ...], "validation": [...]}.
+      folder: MODEL_DIR.
+      gin_files: such as ["runs/sst2_small.gin"]; `base`, `task`, `folder` and `names` go before what they say.
+      names: any other name of gin/defaults.gin: TRAIN_STEPS=500, GRID={"seed": [0, 1, 2]}, DECODER="@beam_search".
+
+    Raises:
+      UserError: what was asked for cannot be done.
+      KeyboardInterrupt: the run was interrupted. It is saved; the same call goes on with it.
+    """
+    try:
+        _configure(base, task, folder, gin_files, names)
+        run = Run()
+        if run.tuning.whole_model:
+            raise UserError("TUNING trains the whole model here, and tune returns prompts: type prompt-tuning train.")
+        opened = open_run(run)
+        result = training.train(opened)
+    except UserError as error:
+        raise UserError(said(error)) from None
+    if result.stopped:
+        raise KeyboardInterrupt
+    return _tuned(opened)
+
+
+def _configure(
+    base: str | Path, task: str | Path | Mapping[str, Any], folder: str | Path,
+    gin_files: Sequence[str], names: Mapping[str, Any],
+) -> None:  # fmt: skip
+    own: dict[str, Any] = {"INITIAL_CHECKPOINT_PATH": str(base), "MODEL_DIR": str(folder)}
+    own |= {"MIXTURE_OR_TASK_NAME": None, "TASK_FILE": None}
+    if isinstance(task, Mapping):
+        own["TASK_FILE"] = Description(task)
+    elif not isinstance(task, str | os.PathLike):
+        raise UserError(f"task is {task!r}; it is a task's name, a task file, or a dict of what such a file says.")
+    else:
+        own["TASK_FILE" if os.fspath(task).endswith(".toml") else "MIXTURE_OR_TASK_NAME"] = os.fspath(task)
+    if twice := own.keys() & names.keys():
+        raise UserError(f"{min(twice)} is what tune(base, task, folder) is told already: leave it out.")
+    referring = [name for name, value in names.items() if isinstance(value, str) and value.startswith("@")]
+    bindings = [f"{name} = {names[name]}" for name in referring]
+    configure.parse(gin_files, bindings, values={k: v for k, v in names.items() if k not in referring} | own)
+
+
+def _tuned(opened: Opened) -> PromptTuned:
+    folder = opened.run.folder / "prompts"
+    found = {s.name: folder / f"{s.name}.safetensors" for s in opened.slots}
+    prompts = {name: prompt_file.load(path) for name, path in found.items() if path.is_file()}
+    if missing := sorted(found.keys() - prompts.keys()):
+        raise UserError(
+            f"{missing[0]} was never evaluated to a number, so no step of it is the best. See {opened.run.folder}."
+        )
+    length, width = max(len(p.vectors) for p in prompts.values()), opened.base.config.emb_dim
+    tuned = PromptTuned(
+        opened.base, opened.vocabulary, Bank.empty(len(prompts), length, width), opened.mesh,
+        opened.run.eval_batch_size, answer_length=max(p.card.answer_length for p in prompts.values()),
+    )  # fmt: skip
+    for name, prompt in prompts.items():
+        tuned.add(prompt, name)
+    return tuned

@@ -1,0 +1,121 @@
+"""Prompt tuning in Python does what the command line does."""
+
+import json
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import prompt_tuning
+from prompt_tuning import infer, prompt_file
+from prompt_tuning.errors import UserError
+from prompt_tuning.inits import random_uniform
+from prompt_tuning.notebook import tune
+
+ROWS = [{"text": f"win {i} now", "label": 1} if i % 2 else {"text": f"see you at {i}", "label": 0} for i in range(24)]
+SMS = {
+    "name": "sms", "inputs": "message: {text}", "target": "label", "labels": ("ham", "spam"),
+    "train": ROWS, "validation": iter(ROWS[:10]),
+}  # fmt: skip
+FEW = {"TRAIN_STEPS": 4, "EVAL_PERIOD": 2, "BATCH_SIZE": 4, "PROMPT_LENGTH": 3}
+
+
+def test_rows_in_python_train_the_prompt_that_a_task_file_trains(tmp_path):
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS[:10]))
+    lines = ['name = "sms"', 'inputs = "message: {text}"', 'target = "label"', 'labels = ["ham", "spam"]']
+    (tmp_path / "sms.toml").write_text("\n".join([*lines, 'train = "rows.jsonl"', 'validation = "few.jsonl"']))
+    by_rows = tune("tiny", SMS, tmp_path / "rows", **FEW)
+    by_file = tune("tiny", tmp_path / "sms.toml", tmp_path / "file", **FEW)
+    assert by_rows.bank.names == by_file.bank.names == ("sms",)
+    np.testing.assert_array_equal(by_rows.bank.vectors, by_file.bank.vectors)
+    assert by_rows.prompts["sms"].card == by_file.prompts["sms"].card
+    (answer,) = by_rows.predict("message: win 3 now")
+    assert list(answer.probabilities) == ["ham", "spam"]
+
+
+def test_every_slot_comes_back_and_a_second_call_goes_on(tmp_path):
+    task, names = SMS | {"validation": ROWS[:10]}, FEW | {"GRID": {"seed": [0, 1]}, "PROMPT_INIT": random_uniform}
+    first = tune("tiny", task, tmp_path, **names)
+    again = tune("tiny", task, tmp_path, **names)
+    assert first.bank.names == again.bank.names == ("sms-seed0", "sms-seed1")
+    np.testing.assert_array_equal(first.bank.vectors, again.bank.vectors)
+    more = tune("tiny", task, tmp_path, **names | {"TRAIN_STEPS": 6})
+    assert prompt_file.load(tmp_path / "numpy_checkpoints/checkpoint_6/sms-seed1" / prompt_file.BARE)
+    assert more.prompts["sms-seed1"].card.init == "random_uniform"
+
+
+def test_names_go_before_a_gin_file(tmp_path):
+    tuned = tune("tiny", "demo_acceptability", tmp_path, gin_files=["runs/quickstart.gin"], **FEW)
+    assert tuned.prompts[tuned.only].card.task == "demo_acceptability"
+    assert tuned.bank.vectors.shape[1] == FEW["PROMPT_LENGTH"]
+
+
+def test_scanned_layers_answer_as_layers_one_by_one(tmp_path):
+    task, plain = SMS | {"validation": ROWS[:10]}, FEW | {"DROPOUT_RATE": 0.0}
+    one, other = (tune("tiny", task, tmp_path / str(scan), SCAN_LAYERS=scan, **plain) for scan in (False, True))
+    texts = [f"message: {row['text']}" for row in ROWS]
+    for a, b in zip(one.predict(texts), other.predict(texts), strict=True):
+        assert a.probabilities == pytest.approx(b.probabilities, abs=1e-3)
+
+
+def test_an_interrupted_run_is_saved_and_goes_on(tmp_path):
+    task = SMS | {"validation": ROWS[:10]}
+    interrupts = iter([True])
+
+    def interrupted(answerer, params, questions):
+        if next(interrupts, False):
+            signal.raise_signal(signal.SIGINT)
+        return infer.rank(answerer, params, questions)
+
+    with pytest.raises(KeyboardInterrupt):
+        tune("tiny", task, tmp_path, PREDICT=interrupted, **FEW)
+    assert tune("tiny", task, tmp_path, PREDICT=interrupted, **FEW).only == "sms"
+
+
+@pytest.mark.parametrize(
+    ("task", "names", "said"),
+    [
+        (SMS, {"TRAIN_STEP": 3}, "Nothing uses the name TRAIN_STEP. Did you mean 'TRAIN_STEPS'"),
+        (SMS, {"train_steps": 3}, "Did you mean 'TRAIN_STEPS'"),
+        (SMS, {"TRAIN_STEPS": "many"}, "TRAIN_STEPS is 'many'; it is a whole number from 1.\\Z"),
+        (SMS | {"lables": []}, {}, "unknown setting 'lables'. Did you mean 'labels'"),
+        ({1: "x"}, {}, "1 is none of them"),
+        (SMS | {"train": []}, {}, "train is a file, or a list of files, or of rows .* found an empty list"),
+        (SMS | {"train": 7}, {}, "train is a file, or .* found 7"),
+        (SMS | {"train": [*ROWS, {"text": "x"}]}, {}, r"train\[24\]: no column 'label'"),
+        (SMS | {"train": [{"text": "x", "label": float("nan")}]}, {}, r"train\[0\]: the column 'label' is empty"),
+        (SMS | {"train": [{"text": "x", "label": 3}]}, {}, r"train\[0\]: label '3'; task knows 'ham', 'spam'"),
+        (SMS, {"TUNING": "@ModelTuning()"}, "TUNING trains the whole model"),
+        (SMS, {"PROMPT_INIT": "@random_unifrom"}, "Did you mean 'random_uniform'"),
+        ("demo_acceptability", {"TASK_FILE": "x.toml"}, "TASK_FILE is what tune"),
+        (7, {}, "task is 7"),
+        ({"inputs": "{text}", "target": "label", "train": ROWS}, {}, "has no split 'validation'"),
+    ],
+)
+def test_what_cannot_be_done_is_said(tmp_path, task, names, said):
+    task = task | {"validation": ROWS[:2]} if isinstance(task, dict) and "validation" in task else task
+    with pytest.raises(UserError, match=said):
+        tune("tiny", task, tmp_path, **FEW | names)
+
+
+def test_a_table_of_pandas_is_told_what_its_rows_are():
+    class Table:  # what tells one; pandas itself is no dependency
+        iloc = None
+
+    with pytest.raises(
+        UserError, match=re.escape("train is a pandas table; give its rows: table.to_dict(orient='records')")
+    ):
+        tune("tiny", SMS | {"train": Table()}, "nowhere")
+
+
+def test_public_names_are_there_and_importing_them_takes_no_jax():
+    assert dir(prompt_tuning) == sorted(prompt_tuning.__all__)
+    assert all(callable(getattr(prompt_tuning, name)) for name in prompt_tuning.__all__)
+    with pytest.raises(AttributeError, match="has no attribute 'tuner'"):
+        _ = prompt_tuning.tuner
+    code = "import sys, prompt_tuning; assert not {'jax', 'numpy', 'tensorflow'} & set(sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from prompt_tuning.export import export as export_prompt
     from prompt_tuning.export import load as load_prompt
     from prompt_tuning.infer import Answer
-    from prompt_tuning.notebook import tune
+    from prompt_tuning.notebook import score, tune
     from prompt_tuning.predict import PromptTuned, Request
     from prompt_tuning.prompt_file import Card, Prompt
     from prompt_tuning.prompt_file import save_safetensors as save_prompt
@@ -34,6 +34,7 @@ _HOMES = {
     "export_prompt": "export.export",
     "load_prompt": "export.load",
     "save_prompt": "prompt_file.save_safetensors",
+    "score": "notebook.score",
     "tune": "notebook.tune",
 }
 __all__ = [
@@ -46,6 +47,7 @@ __all__ = [
     "export_prompt",
     "load_prompt",
     "save_prompt",
+    "score",
     "tune",
 ]
 

@@ -72,11 +72,10 @@ class Bank:
         Raises UserError for a prompt that does not fit, a name that is taken, or a full bank.
         """
         slots, length, features = self.vectors.shape
-        own_length, width = prompt.vectors.shape
+        own_length = len(prompt.vectors)
         if not np.isfinite(prompt.vectors).all():
             raise UserError(f"The prompt {name} holds numbers that are not finite, which would reach its neighbours.")
-        if width != features:
-            raise UserError(f"The prompt {name} is {width} wide and the base {features}: choose the base it was tuned on.")  # fmt: skip # noqa: E501
+        prompt.check_width(features, name, "this bank")
         if own_length > length:
             raise UserError(f"The prompt {name} has {own_length} vectors, and these slots hold up to {length}: make them longer at the start.")  # fmt: skip # noqa: E501
         if name in self.names:

@@ -46,12 +46,8 @@ class Base:
 
     def check(self, prompt: Prompt, called: str) -> None:
         """Raises UserError for a prompt that was tuned on another base."""
-        width, card = prompt.vectors.shape[1], prompt.card
-        if width != self.config.emb_dim:
-            raise UserError(
-                f"The prompt {called} is {width} wide, the base {self.path} {self.config.emb_dim}: choose the base it"
-                " was tuned on."
-            )
+        card = prompt.card
+        prompt.check_width(self.config.emb_dim, called, f"the base {self.path}")
         if card.base_digest and card.base_digest != self.digest:
             raise UserError(
                 f"The prompt {called} was tuned on another base, one with other weights ({card.base}, digest"

@@ -62,7 +62,7 @@ def attend(
     bias: Float[Array, "H W W"] | None,
     keep: Float[Array, "P H"] | None,
 ) -> Float[Array, "Q H A"]:
-    """What every query sees of its own example, and 0 where nothing stands; `layers.attend` for one line.
+    """What every query sees of its own example, and 0 where nothing stands; `attention.attend` for one line.
 
     Keys and values without an axis of heads are those of every head; without values, keys are seen. Backward computes
     the logits again from the softmax's normaliser (Dao et al. 2022).

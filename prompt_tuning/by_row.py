@@ -1,6 +1,6 @@
 """Attention row by row as one kernel, which keeps all pairs of positions of a row on the chip.
 
-`layers.attend` as XLA compiles it for an accelerator writes every `[S S]` array to memory and reads it again, which
+`attention.attend` as XLA compiles it for an accelerator writes every `[S S]` array to memory and reads it again, which
 takes longer than the products of a layer. A TPU has the kernel of `row_kernel.py`, a GPU cuDNN's.
 """
 

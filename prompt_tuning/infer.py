@@ -12,20 +12,17 @@ import gin
 import jax
 import numpy as np
 
-from prompt_tuning import decode, device, layout, planning, split
+from prompt_tuning import decode, device, layout, split
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import LENGTHS, Examples
+from prompt_tuning.grouping import Fixed, Group, Grouping, Progress, planned
 from prompt_tuning.slots import Slot
 from prompt_tuning.step import Model, score_targets
 from prompt_tuning.vocabulary import Vocabulary
 
-# Positions of all questions: enough to win back
-WORTH_A_PROGRAM = 30_000  # what a program for them alone takes to compile
-WORTH_A_LINE = 100_000  # what lines take longer to compile
+WORTH_A_LINE = 100_000  # positions of all questions: enough to win back what lines take longer to compile
 
 MEAN_OF_TASKS = "mean_of_tasks"  # among the metrics of a mixture
-
-Progress = Callable[[Iterable, int], Iterable]  # the batches, of which there are so many, with something for people
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,9 +55,7 @@ class Answerer:
     mesh: Any
     batch_size: int = 64
     target_length: int = LENGTHS["targets"]  # tokens of an answer that is written, at most
-    packing: bool = True
-    shape: layout.Shape | None = None  # of every batch, for what must not compile again; None: what costs least
-    roomy: bool = False  # few questions take a shape that later ones will have too, and nothing new is compiled
+    grouping: Grouping = planned
     progress: Progress = lambda batches, total: batches
 
     def labels_of(self, question: Question) -> tuple[str, ...]:
@@ -85,37 +80,17 @@ class Answerer:
     def _spelled(self, labels: tuple[str, ...]) -> list[np.ndarray]:
         return [np.array([*self.vocabulary.encode(t), self.vocabulary.eos_id], np.int32) for t in labels]
 
-    def batches(
-        self, items: list[layout.Item], line: int | None = None
-    ) -> Iterable[tuple[list[layout.Item], layout.Batch, layout.Shape]]:
-        """The items in groups, each group's packed batch, and its shape: one, or one of the few that `shape` names.
-
-        Each device takes a row of up to `line` positions at a time, where that is given.
-        """
-        groups = [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
-        if self.shape:
-            shape, groups = self.shape, [part for group in groups for part in _that_fit(group, self.shape)]
-            pack = lambda group: self._packed(group, shape)
-        else:
-            longest = max(item.length for item in items), max(max(item.target_length for item in items), 1)
-            examples, each = self.examples(items), max(len(item.targets) for item in items)
-            if self._roomy(items):
-                shape = planning.roomy(groups, longest, self.mesh.shape["data"])
-                examples = self.batch_size if each else examples
-            else:
-                shape = planning.plan(groups, longest, self.packing, self.mesh.shape["data"], line=line, more=False)
-            pack = lambda group: layout.pack(group, shape, self.model.length, examples, each)
-        for group in self.progress(groups, len(groups)):
-            yield group, pack(group), shape
+    def batches(self, items: list[layout.Item], line: int | None = None) -> Iterable[Group]:
+        """The items in groups, each packed; a device takes a row of up to `line` positions, if that is given."""
+        groups = self.grouping(items, self.batch_size, self.mesh.shape["data"], line)
+        return groups.packed(self.model.length, self.progress)
 
     def likelihoods(self, params: split.Params, items: list[layout.Item]) -> list[np.ndarray]:
         """Log-likelihood of each item's targets, float64[C]."""
         items = [dataclasses.replace(item, number=number) for number, item in enumerate(items)]
         found: list[list[float]] = [[] for _ in items]
-        for _, batch, shape in self.batches(items, self.line(items)):
-            model = dataclasses.replace(self.model, filled=shape.filled)
-            scores = device.fetch(_score(params, device.put_batch(batch, self.mesh), model=model))
-            for number, score in _numbered(batch, scores):
+        for group in self.batches(items, self.line(items)):
+            for number, score in _numbered(group.batch, device.fetch(_scored(self, params, group))):
                 found[number].append(score)
         return [np.array(scores, np.float64) for scores in found]
 
@@ -123,35 +98,6 @@ class Answerer:
         """The line that each device takes at a time, where several share a CPU and there is enough to do."""
         worth_it = self.mesh.shape["data"] > 1 and sum(item.length for item in items) > WORTH_A_LINE
         return device.line(self.mesh) if worth_it else None
-
-    def _roomy(self, items: list[layout.Item]) -> bool:
-        return self.roomy and self.packing and sum(item.length for item in items) <= WORTH_A_PROGRAM
-
-    def examples(self, items: list[layout.Item]) -> int:
-        """How many of these items a batch holds at most."""
-        few = min(self.batch_size, len(items))
-        return self.batch_size if self.shape else planning.power_of_two(few) if self._roomy(items) else few
-
-    def source_lengths(self, items: list[layout.Item]) -> list[int]:
-        """A bound on the length of the items (prompt and input) of each batch; few of them differ."""
-        groups = [items[i : i + self.batch_size] for i in range(0, len(items), self.batch_size)]
-        longest = [max(item.length for item in group) for group in groups]
-        if self.shape:
-            return [self.shape.row_length] * len(items)  # which may have to be parted into as many batches
-        if self._roomy(items):
-            return [planning.roomy_length(max(longest))] * len(groups)
-        return planning.source_lengths(longest)
-
-    def empty_batches(self) -> Iterable[layout.Batch]:
-        """A batch without examples of every size that `shape` names: what there is to compile."""
-        assert self.shape is not None
-        for rows in self.shape.rows:
-            batch = self._packed([], dataclasses.replace(self.shape, rows=(rows,)))
-            yield device.put_batch(batch, self.mesh)
-
-    def _packed(self, group: list[layout.Item], shape: layout.Shape) -> layout.Batch:
-        most = shape.target_length  # labels of one token each: any number of them is this shape
-        return layout.pack(group, shape, self.model.length, self.batch_size, most)
 
 
 def _numbered(batch: layout.Batch, scores: np.ndarray) -> Iterable[tuple[int, float]]:
@@ -162,14 +108,6 @@ def _numbered(batch: layout.Batch, scores: np.ndarray) -> Iterable[tuple[int, fl
         targets = np.unique(part.decoder_segments[part.decoder_segments > 0]) - 1
         numbers = part.example_numbers[part.target_examples[targets]]
         yield from zip(numbers.tolist(), of_part[targets].tolist(), strict=True)
-
-
-def _that_fit(group: list[layout.Item], shape: layout.Shape) -> list[list[layout.Item]]:
-    """The group in parts that the largest of `shape.rows` holds."""
-    if len(group) == 1 or len(layout.assign_rows(group, shape)) <= shape.rows[-1]:
-        return [group]
-    half = len(group) // 2
-    return [*_that_fit(group[:half], shape), *_that_fit(group[half:], shape)]
 
 
 Predict = Callable[[Answerer, split.Params, Sequence[Question]], list[Answer]]
@@ -232,25 +170,37 @@ def write(
     decoder: Callable[..., Any] = decode.greedy, seed: int = 0,
 ) -> list[Answer]:  # fmt: skip
     """The text that `decoder` (greedy, beam_search or sample) makes of each question; `seed` is what it draws from."""
-    items, rng, data = answerer.items(questions, ranking=False), jax.random.key(seed), answerer.mesh.shape["data"]
+    items, rng = answerer.items(questions, ranking=False), jax.random.key(seed)
     line, order = answerer.line(items), list(range(len(items)))
     if line:  # then only what is filled is read, and examples of about one length can be written together
         order.sort(key=lambda i: -items[i].length)
     placed = [dataclasses.replace(items[i], number=n % answerer.batch_size) for n, i in enumerate(order)]
     waiting, answers = iter(order), [Answer("", {}, 0.0)] * len(items)
-    lengths = answerer.source_lengths(placed)
-    for (group, batch, shape), length in zip(answerer.batches(placed, line), lengths, strict=False):
-        own = list(itertools.islice(waiting, len(group)))
-        numbers = np.zeros(layout.round_up(answerer.examples(items), data), np.int32)
-        numbers[: len(own)] = [items[i].number for i in own]
-        model = dataclasses.replace(answerer.model, filled=shape.filled)
-        batch, numbers = device.put_batch(batch, answerer.mesh), device.put_everywhere(numbers, answerer.mesh)
-        sources = _read(params, batch, numbers, model=model, length=length)
-        decoded = _decode(params, sources, rng, decoder, answerer.model, answerer.target_length)
+    for group in answerer.batches(placed, line):
+        own = list(itertools.islice(waiting, len(group.items)))
+        decoded = _written(answerer, params, group, [items[i].number for i in own], rng, decoder)
         tokens, scores = device.fetch(decoded.tokens)[:, 0], device.fetch(decoded.scores)[:, 0]
         for n, i in enumerate(own):
             answers[i] = Answer(answerer.vocabulary.decode(tokens[n].tolist()), {}, float(scores[n]))
     return answers
+
+
+def _scored(answerer: Answerer, params: split.Params, group: Group) -> jax.Array:
+    model = dataclasses.replace(answerer.model, filled=group.shape.filled)
+    return _score(params, device.put_batch(group.batch, answerer.mesh), model=model)
+
+
+def _written(
+    answerer: Answerer, params: split.Params, group: Group, numbers: Sequence[int], rng: jax.Array,
+    decoder: Callable[..., Any],
+) -> decode.Decoded:  # fmt: skip
+    """The answers to a group, whose items have `numbers` in their slots."""
+    padded = np.zeros(layout.round_up(group.room, answerer.mesh.shape["data"]), np.int32)
+    padded[: len(numbers)] = numbers
+    batch, padded = device.put_batch(group.batch, answerer.mesh), device.put_everywhere(padded, answerer.mesh)
+    model = dataclasses.replace(answerer.model, filled=group.shape.filled)
+    sources = _read(params, batch, padded, model=model, length=group.source_length)
+    return _decode(params, sources, rng, decoder, answerer.model, answerer.target_length)
 
 
 _score = jax.jit(score_targets, static_argnames="model")
@@ -272,16 +222,13 @@ def _decode(
 
 
 def compile_ahead(answerer: Answerer, params: split.Params, writing: bool = True) -> None:
-    """Compiles ranking, and greedy decoding if `writing`, for every size of `answerer.shape`."""
-    assert answerer.shape is not None
-    for batch in answerer.empty_batches():
-        jax.block_until_ready(_score(params, batch, model=answerer.model))
-        if writing:
-            numbers = np.zeros(layout.round_up(answerer.batch_size, answerer.mesh.shape["data"]), np.int32)
-            numbers = device.put_everywhere(numbers, answerer.mesh)
-            sources = _read(params, batch, numbers, model=answerer.model, length=answerer.shape.row_length)
-            arguments = (decode.greedy, answerer.model, answerer.target_length)
-            jax.block_until_ready(_decode(params, sources, jax.random.key(0), *arguments))
+    """Compiles ranking, and greedy decoding if `writing`, for every size of an answerer whose batches are `Fixed`."""
+    assert isinstance(answerer.grouping, Fixed)
+    for grouping in answerer.grouping.sizes:
+        for group in dataclasses.replace(answerer, grouping=grouping).batches([]):
+            jax.block_until_ready(_scored(answerer, params, group))
+            if writing:
+                jax.block_until_ready(_written(answerer, params, group, [], jax.random.key(0), decode.greedy))
 
 
 HeldOut = Sequence[tuple[Any, Examples]]  # one slot's tasks and their examples

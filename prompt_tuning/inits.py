@@ -169,19 +169,15 @@ def _exists(place: str) -> bool:
 def _fitting(start: Start, place: str) -> np.ndarray:
     """The vectors of a prompt that has the length, width and base that `start` wants."""
     prompt = prompt_file.load(place)
-    if prompt.vectors.shape != (start.length, start.features):
+    prompt.check_width(start.features, place, "this base")
+    if len(prompt.vectors) != start.length:
         raise UserError(
-            f"The prompt in {place} is {_shape(prompt.vectors)}; this run wants {start.length} x {start.features}."
-            + (f" Type --gin.PROMPT_LENGTH={len(prompt.vectors)}." if prompt.vectors.shape[1] == start.features else
-               " It was trained on a base of another width: choose a prompt or a base that match.")
-        )  # fmt: skip
+            f"The prompt {place} has {len(prompt.vectors)} vectors, and this run wants {start.length}."
+            f" Type --gin.PROMPT_LENGTH={len(prompt.vectors)}."
+        )
     if start.base_digest and prompt.card.base_digest not in ("", start.base_digest):
         raise UserError(
             f"The prompt in {place} was tuned on a base with other weights, {prompt.card.base}; its vectors mean"
             f" nothing to this one. Type --gin.INITIAL_CHECKPOINT_PATH={prompt.card.base} or choose another prompt."
         )
     return prompt.vectors
-
-
-def _shape(array: np.ndarray) -> str:
-    return " x ".join(map(str, array.shape))

@@ -63,8 +63,7 @@ def _read(options: argparse.Namespace) -> Reading:
     source = open_source(base_of([card], options.base, options.prompt))
     vocabulary = Vocabulary(spelling(source, options.vocabulary))
     length, width = prompt.vectors.shape
-    if width != source.config.emb_dim:
-        raise UserError(f"The prompt {options.prompt} is {width} wide and the base {source.path} is {source.config.emb_dim}: choose the base it was tuned on.")  # fmt: skip # noqa: E501
+    prompt.check_width(source.config.emb_dim, options.prompt, f"the base {source.path}")
     if EMBEDDING not in source.tensors:
         raise UserError(f"The base {source.path} has no embedding table: it is no T5, or a part of one is missing.")
     table = source.read(EMBEDDING)  # of the base, only this is read

@@ -1,4 +1,4 @@
-"""Prompt tuning in Python, as a notebook or a script asks for it: what `prompt-tuning train` does, and the prompts."""
+"""Prompt tuning in Python, as a notebook or a script asks for it: `tune` trains prompts, `score` says how good they are."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,17 +6,19 @@ from pathlib import Path
 from typing import Any
 
 import prompt_tuning.train as training  # registers what gin files name
-from prompt_tuning import configure, prompt_file
+from prompt_tuning import configure, device, infer, prompt_file
 from prompt_tuning.bank import Bank
 from prompt_tuning.errors import UserError, said
+from prompt_tuning.examples import LENGTHS
 from prompt_tuning.predict import PromptTuned
-from prompt_tuning.run import Opened, Run, open_run
+from prompt_tuning.run import Data, Opened, Run, held_out, open_run
 from prompt_tuning.task_file import Description
+
+Task = str | Path | Mapping[str, Any]  # a name, a task file, or what such a file says
 
 
 def tune(
-    base: str | Path, task: str | Path | Mapping[str, Any], folder: str | Path, *,
-    gin_files: Sequence[str] = (), **names: Any,
+    base: str | Path, task: Task, folder: str | Path, *, gin_files: Sequence[str] = (), **names: Any
 ) -> PromptTuned:  # fmt: skip
     """Tunes a prompt for a frozen T5, or several at once, and returns the best of each over that T5.
 
@@ -49,23 +51,58 @@ def tune(
     return _tuned(opened)
 
 
+def score(
+    tuned: PromptTuned, task: Task, split: str = "validation", *, module: str | None = None, data_dir: str | None = None
+) -> dict[str, dict[str, float]]:
+    """Each loaded prompt's metrics on a split of a task, in percent: {"sms": {"accuracy": 98.2}}.
+
+    Args:
+      tuned: prompts, whose inputs are cut where their cards say.
+      task: as for `tune`.
+      split: or a part of one: "test[:500]".
+      module: MIXTURE_OR_TASK_MODULE.
+      data_dir: DATA_DIR.
+
+    Raises:
+      UserError: there is no such task or split, or an answer cannot be scored.
+    """
+    bank, params, answerer = tuned.now
+    name, described = _named(task)
+    opened: dict[tuple[int, int], infer.HeldOut] = {}
+    asked: list[infer.HeldOut] = []
+    for entry in bank.entries:
+        lengths = (entry.input_length, entry.card.answer_length) if entry else None
+        if lengths and lengths not in opened:
+            cut = dict(zip(LENGTHS, lengths, strict=True))
+            data = Data(module=module, task_file=described, data_dir=data_dir, lengths=cut, eval_lengths=cut)
+            opened[lengths] = held_out(data.open(name, tuned.vocabulary).tasks, split)
+        asked.append(opened[lengths] if lengths else [])
+    with device.on(tuned.mesh):
+        metrics = infer.evaluate(answerer, params, asked)
+    return {entry.name: found for entry, found in zip(bank.entries, metrics, strict=True) if entry}
+
+
 def _configure(
-    base: str | Path, task: str | Path | Mapping[str, Any], folder: str | Path,
-    gin_files: Sequence[str], names: Mapping[str, Any],
-) -> None:  # fmt: skip
+    base: str | Path, task: Task, folder: str | Path, gin_files: Sequence[str], names: Mapping[str, Any]
+) -> None:
+    name, described = _named(task)
     own: dict[str, Any] = {"INITIAL_CHECKPOINT_PATH": str(base), "MODEL_DIR": str(folder)}
-    own |= {"MIXTURE_OR_TASK_NAME": None, "TASK_FILE": None}
-    if isinstance(task, Mapping):
-        own["TASK_FILE"] = Description(task)
-    elif not isinstance(task, str | os.PathLike):
-        raise UserError(f"task is {task!r}; it is a task's name, a task file, or a dict of what such a file says.")
-    else:
-        own["TASK_FILE" if os.fspath(task).endswith(".toml") else "MIXTURE_OR_TASK_NAME"] = os.fspath(task)
+    own |= {"MIXTURE_OR_TASK_NAME": name, "TASK_FILE": described}
     if twice := own.keys() & names.keys():
         raise UserError(f"{min(twice)} is what tune(base, task, folder) is told already: leave it out.")
     referring = [name for name, value in names.items() if isinstance(value, str) and value.startswith("@")]
     bindings = [f"{name} = {names[name]}" for name in referring]
     configure.parse(gin_files, bindings, values={k: v for k, v in names.items() if k not in referring} | own)
+
+
+def _named(task: Task) -> tuple[str | None, str | Description | None]:
+    """The name of a task, or else its description."""
+    if isinstance(task, Mapping):
+        return None, Description(task)
+    if not isinstance(task, str | os.PathLike):
+        raise UserError(f"task is {task!r}; it is a task's name, a task file, or a dict of what such a file says.")
+    path = os.fspath(task)
+    return (None, path) if path.endswith(".toml") else (path, None)
 
 
 def _tuned(opened: Opened) -> PromptTuned:

@@ -19,6 +19,7 @@ from prompt_tuning.bank import Bank, Entry, name_of
 from prompt_tuning.base import Base, base_of, load_base, spelling
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import LENGTHS
+from prompt_tuning.grouping import Fixed, Progress, roomy
 from prompt_tuning.progress import bar
 from prompt_tuning.records import FORMATS, lines, parsed, read_records
 from prompt_tuning.slots import Slot
@@ -70,8 +71,9 @@ class PromptTuned:
         if shape:
             devices = mesh.shape["data"]  # rows are divided among them
             shape = dataclasses.replace(shape, rows=tuple(sorted({layout.round_up(r, devices) for r in shape.rows})))
+        self._shape, grouping = shape, Fixed(shape) if shape else roomy
         self._answerer = infer.Answerer(
-            model, (free,) * slots, ((),) * slots, vocabulary, mesh, batch_size, answer_length, shape=shape, roomy=True
+            model, (free,) * slots, ((),) * slots, vocabulary, mesh, batch_size, answer_length, grouping
         )  # fmt: skip
 
     @classmethod
@@ -180,7 +182,7 @@ class PromptTuned:
         return self.answer(requests, content_free)
 
     def answer(
-        self, requests: Sequence[Request], content_free: Sequence[str] = (), progress: infer.Progress | None = None
+        self, requests: Sequence[Request], content_free: Sequence[str] = (), progress: Progress | None = None
     ) -> list[infer.Answer]:
         """An answer for each request, whatever prompts they name; batches are passed through `progress`.
 
@@ -209,7 +211,7 @@ class PromptTuned:
 
     def _question(self, bank: Bank, request: Request) -> infer.Question:
         k, entry = bank.slot_of(request.prompt), bank.entry(request.prompt)
-        limit, shape = entry.input_length, self._answerer.shape
+        limit, shape = entry.input_length, self._shape
         if not isinstance(request.text, str):
             raise UserError(f"A text to answer is a str; found {request.text!r}.")
         _encodable(request.text)
@@ -223,7 +225,7 @@ class PromptTuned:
     def _check_labels(self, labels: Sequence[str], entry: Entry) -> None:
         """Labels that can be spelled, and fit into one row where its size is fixed."""
         self.vocabulary.check_labels(labels, entry.card.answer_length, f"the prompt {entry.name}")
-        room = self._answerer.shape.target_length if self._answerer.shape else None
+        room = self._shape.target_length if self._shape else None
         if room and (tokens := sum(len(self.vocabulary.encode(label)) + 1 for label in labels)) > room:
             raise UserError(f"The labels of the prompt {entry.name} have {tokens} tokens together, and there is room for {room}.")  # fmt: skip # noqa: E501
 

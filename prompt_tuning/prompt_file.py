@@ -54,6 +54,12 @@ class Prompt:
     vectors: np.ndarray
     card: Card = Card()
 
+    def check_width(self, width: int, called: str, base: str) -> None:
+        """Raises UserError for a prompt, `called` so, that was tuned on a model of another width than `base` has."""
+        own = self.vectors.shape[1]
+        if own != width:
+            raise UserError(f"The prompt {called} is {own} wide, and {base} {width}: choose the base it was tuned on.")
+
 
 def save_npy(path: Path, vectors: np.ndarray) -> None:
     """The authors' format: a bare array, written whole or not at all."""

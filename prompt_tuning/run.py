@@ -16,9 +16,10 @@ from jax.sharding import Mesh
 from prompt_tuning import bank, configure, device, infer, inits, kept_tasks, kinds, optim, scan, slots, tiny
 from prompt_tuning.base import Base, load_base, random_base, spelling
 from prompt_tuning.errors import UserError
-from prompt_tuning.examples import LENGTHS, UNCUT, Examples, Mixture, Task, proportional
+from prompt_tuning.examples import LENGTHS, UNCUT, Mixture, Task, proportional
+from prompt_tuning.grouping import Progress, planned
 from prompt_tuning.progress import bar
-from prompt_tuning.prompt_file import Prompt
+from prompt_tuning.prompt_file import Card, Prompt
 from prompt_tuning.slots import Slot
 from prompt_tuning.stack import T5Config
 from prompt_tuning.step import Model
@@ -195,7 +196,7 @@ class Opened:
     mesh: Mesh
     slots: tuple[Slot, ...]
     mixtures: tuple[Mixture, ...]  # one a slot; slots of one task share it
-    progress: infer.Progress = bar  # what the batches of an evaluation are passed through
+    progress: Progress = bar  # what the batches of an evaluation are passed through
 
     @functools.cached_property
     def model(self) -> Model:
@@ -225,18 +226,9 @@ class Opened:
         ]
         return slots.start_bank(self.slots, starts)
 
-    def held_out(self) -> list[list[tuple[Any, Examples]]]:
-        """(task, examples of EVAL_SPLIT) of each slot. Raises UserError for a task whose answers cannot be scored."""
-        for task in (task for mixture in self.mixtures for task in mixture.tasks if not task.scored):
-            raise UserError(
-                f"Task {task.name} has no metric_fns of (targets, predictions), so no answer to it could be told to be"
-                " right. Give it some. On text without answers @PromptPretraining() and @Pretraining() train, and log"
-                " its loss as they do."
-            )
-        split = self.run.data.eval_split
-        of = split.partition("[")[0]  # of validation[:200]
-        return [[(task, task.load(split)) for task in tasks if of in task.splits or len(tasks) == 1]
-                for tasks in self._held_out_tasks]  # fmt: skip
+    def held_out(self) -> list[infer.HeldOut]:
+        """The tasks of each slot and their examples of EVAL_SPLIT. Raises UserError as the function `held_out`."""
+        return [held_out(tasks, self.run.data.eval_split) for tasks in self._held_out_tasks]
 
     @functools.cached_property
     def _held_out_tasks(self) -> list[tuple[Task, ...]]:
@@ -251,8 +243,20 @@ class Opened:
         """The slots, ready to predict."""
         return infer.Answerer(
             self.model, self.slots, self.labels, self.vocabulary, self.mesh, self.run.eval_batch_size,
-            self.run.data.lengths["targets"], self.run.packing, progress=self.progress,
+            self.run.data.lengths["targets"], functools.partial(planned, packing=self.run.packing), self.progress,
         )  # fmt: skip
+
+
+def held_out(tasks: Sequence[Task], split: str) -> infer.HeldOut:
+    """(task, its examples) of each task that has the split. Raises UserError for one whose answers cannot be scored."""
+    for task in (task for task in tasks if not task.scored):
+        raise UserError(
+            f"Task {task.name} has no metric_fns of (targets, predictions), so no answer to it could be told to be"
+            " right. Give it some. On text without answers @PromptPretraining() and @Pretraining() train, and log"
+            " its loss as they do."
+        )
+    of = split.partition("[")[0]  # of validation[:200]
+    return [(task, task.load(split)) for task in tasks if of in task.splits or len(tasks) == 1]
 
 
 def open_run(run: Run) -> Opened:
@@ -279,7 +283,10 @@ def open_run(run: Run) -> Opened:
 
 
 def over_prompts(run: Run, prompts: Sequence[tuple[str, Prompt]]) -> Run:
-    """The run with a slot for each named prompt, of the configured task and base, or where none is, of its card's."""
+    """The run with a slot for each named prompt, of the configured task, base and lengths.
+
+    Where none is configured it is what the cards say: of the lengths, the longest.
+    """
     configured = run.data.task_file or Slot().task
     rows = []
     for name, prompt in prompts:
@@ -291,7 +298,17 @@ def over_prompts(run: Run, prompts: Sequence[tuple[str, Prompt]]) -> Run:
             row["task"] = card.task
         rows.append(row)
     base = run.frozen.path or next((prompt.card.base for _, prompt in prompts if prompt.card.base), None)
-    return dataclasses.replace(run, slots=rows, grid=None, frozen=dataclasses.replace(run.frozen, path=base))
+    data = _as_trained(run.data, [prompt.card for _, prompt in prompts])
+    return dataclasses.replace(run, slots=rows, grid=None, data=data, frozen=dataclasses.replace(run.frozen, path=base))
+
+
+def _as_trained(data: Data, cards: Sequence[Card]) -> Data:
+    """With examples cut where prompts of these cards were trained, unless lengths were set."""
+    if not data.lengths == data.eval_lengths == LENGTHS:
+        return data
+    told = {"inputs": [c.input_length for c in cards], "targets": [c.target_length for c in cards]}
+    lengths = {name: max((n for n in each if n), default=LENGTHS[name]) for name, each in told.items()}
+    return dataclasses.replace(data, lengths=lengths, eval_lengths=lengths)
 
 
 def _check_labels(slot: Slot, mixture: Mixture) -> None:

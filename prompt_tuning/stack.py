@@ -9,10 +9,11 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from prompt_tuning import scan
+from prompt_tuning.attention import Attention, RelativeBias
 from prompt_tuning.by_example import Places
 from prompt_tuning.by_row import Rows
 from prompt_tuning.dropout import Keep, of_layer
-from prompt_tuning.layers import Attention, FeedForward, RelativeBias, RMSNorm
+from prompt_tuning.layers import FeedForward, RMSNorm
 
 
 @gin.configurable

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import TINY, random_bank, random_items, random_params, stacked, start_state
 
-from prompt_tuning import by_example, device, layers, layout, optim
+from prompt_tuning import attention, by_example, device, layout, optim
 from prompt_tuning.layout import Filled
 from prompt_tuning.step import Model, slot_losses, train_step
 
@@ -61,7 +61,7 @@ def test_it_sees_and_passes_back_what_masked_rows_do(dropped):
         mask = (held[:, :, None] == held[:, None, :])[:, None]
         left = None if keep is None else jnp.swapaxes(keep, 1, 2)[:, :, None]
         heads = (jnp.swapaxes(y, 1, 2) for y in (query, keys, values))
-        seen = jnp.swapaxes(layers.attend(*heads, mask, relative(table)[None], left), 1, 2)
+        seen = jnp.swapaxes(attention.attend(*heads, mask, relative(table)[None], left), 1, 2)
         return (jnp.where(real, seen, 0) * change).sum(), jnp.where(real, seen, 0)
 
     def one_by_one(query, keys, values, table):
@@ -94,7 +94,7 @@ def test_a_few_queries_elsewhere_see_and_pass_back_what_masked_rows_do(shared, o
         every = lambda y: jnp.broadcast_to(y[:, None], (R * S, H, A)) if shared else y
         mask = (asking[0][:, None] == held.reshape(-1)[None])[None, None]
         heads = (jnp.swapaxes(y, 0, 1)[None] for y in (query, every(keys), every(values)))
-        seen = jnp.swapaxes(layers.attend(*heads, jnp.asarray(mask), None, keep.T[None, :, None])[0], 0, 1)
+        seen = jnp.swapaxes(attention.attend(*heads, jnp.asarray(mask), None, keep.T[None, :, None])[0], 0, 1)
         seen = jnp.where((asking[0] > 0)[:, None, None], seen, 0)
         return (seen * change).sum(), seen
 

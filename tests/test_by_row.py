@@ -11,7 +11,7 @@ import pytest
 from conftest import TINY, random_bank, random_items, random_params, stacked, start_state
 from flax import linen as nn
 
-from prompt_tuning import by_row, device, layers, layout, optim
+from prompt_tuning import attention, by_row, device, layout, optim
 from prompt_tuning.step import Model, train_step
 
 
@@ -31,7 +31,7 @@ def drawn(rows, length, heads, head_dim):
 def masked(query, keys, values, segments, bias, keep):
     mask = (segments[:, :, None] == segments[:, None, :])[:, None]
     heads = (jnp.swapaxes(y, 1, 2) for y in (query, keys, values))
-    return jnp.swapaxes(layers.attend(*heads, mask, bias, keep), 1, 2)
+    return jnp.swapaxes(attention.attend(*heads, mask, bias, keep), 1, 2)
 
 
 def by_kernel(query, keys, values, segments, bias, keep):

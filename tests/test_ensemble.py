@@ -9,8 +9,11 @@ import pytest
 from conftest import flags
 
 from prompt_tuning import cli, ensemble, evaluate, metrics, prompt_file
+from prompt_tuning.examples import LENGTHS
 from prompt_tuning.infer import Answer
 from prompt_tuning.predict import PromptTuned
+from prompt_tuning.prompt_file import Prompt
+from prompt_tuning.run import Data, Run, over_prompts
 
 LABELS = ("flat", "war", "rain", "film")  # of as many pieces each
 
@@ -80,6 +83,17 @@ def test_eval_scores_prompt_files_alone_and_as_an_ensemble(home, prompts, tmp_pa
         assert together[way]["accuracy"] == pytest.approx(right(list(map(combine, zip(*each, strict=True)))))
     said = capsys.readouterr().out
     assert "ensemble, majority vote" in said and "[bold]0.safetensors" in said
+
+
+def test_examples_are_cut_where_a_prompt_was_trained_unless_lengths_are_set():
+    vectors, cards = np.ones((2, 4), np.float32), [prompt_file.Card(input_length=n, target_length=4) for n in (16, 24)]
+    over = lambda run, *cards: over_prompts(run, [(str(k), Prompt(vectors, card)) for k, card in enumerate(cards)])
+    lengths = lambda run: (run.data.lengths, run.data.eval_lengths)
+    assert lengths(over(Run(), cards[0])) == ({"inputs": 16, "targets": 4},) * 2
+    assert lengths(over(Run(), *cards, prompt_file.Card())) == ({"inputs": 24, "targets": 4},) * 2
+    assert lengths(over(Run(), prompt_file.Card())) == (LENGTHS, LENGTHS)
+    for chosen in (Data(eval_lengths=None), Data(lengths={"inputs": 8, "targets": 2})):
+        assert over(Run(data=chosen), *cards).data == chosen
 
 
 def test_the_mean_of_a_benchmark_is_over_its_tasks_and_of_each_over_its_prompts():

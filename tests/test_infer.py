@@ -11,6 +11,7 @@ from conftest import TINY, random_bank, random_params
 from prompt_tuning import decode, device, infer, layout, planning
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import Examples, Ragged
+from prompt_tuning.grouping import Fixed, roomy
 from prompt_tuning.progress import bar
 from prompt_tuning.slots import Slot
 from prompt_tuning.step import Model
@@ -90,32 +91,34 @@ def test_lines_on_many_devices_write_as_rows_on_one(letters, asked, monkeypatch,
 def test_labels_of_different_number_share_a_batch_of_fixed_shape(letters, asked):
     mesh = device.make_mesh()
     shape = layout.Shape(40, 16, (8, 16), multiple=8)
-    assert_alike(ranked(mesh, letters, asked, shape=shape), ranked(mesh, letters, asked))
+    assert_alike(ranked(mesh, letters, asked, grouping=Fixed(shape)), ranked(mesh, letters, asked))
 
 
 def test_groups_of_examples_are_one_shape_whatever_labels_they_have(letters, asked):
     one, by_slot = answerer(device.make_mesh(), letters), sorted(asked, key=lambda question: -question.slot)
-    packed = [batch for _, batch, _ in one.batches(one.items(by_slot, ranking=True))]
+    packed = [group.batch for group in one.batches(one.items(by_slot, ranking=True))]
     assert len(packed) == 3 and len({tuple(array.shape for array in batch) for batch in packed}) == 1
 
 
 @pytest.mark.parametrize("ranking", [True, False])
 def test_a_few_questions_are_batches_that_others_have_been_before(letters, asked, ranking):
     """What a notebook asks: texts of any length, one or a handful at a time."""
-    mesh, seen = device.make_mesh(), set()
-    one, roomy = answerer(mesh, letters), answerer(mesh, letters, roomy=True)
+    mesh, seen, else_seen = device.make_mesh(), set(), set()
+    one, other = answerer(mesh, letters), answerer(mesh, letters, grouping=roomy)
     calls = [asked[i : i + n] for n in (1, 2, 3, 5, 8, 13) for i in range(0, 40, n)]
+    shapes = lambda batch: tuple(array.shape for array in batch)
     for call in calls:
-        items = roomy.items(call, ranking)
-        for group, batch, shape in roomy.batches(items):
-            assert set(batch.encoder_segments.ravel()) == set(range(len(group) + 1)), "all are there, and some air"
-            assert shape.row_length <= roomy.source_lengths(items)[0]
-            seen.add(tuple(array.shape for array in batch))
-    assert (
-        len(seen) < 10 < len({tuple(a.shape for a in b) for c in calls for _, b, _ in one.batches(one.items(c, True))})
-    )
+        items = other.items(call, ranking)
+        for group in other.batches(items):
+            segments = set(group.batch.encoder_segments.ravel())
+            assert segments == set(range(len(group.items) + 1)), "all are there, and some air"
+            assert max(item.length for item in group.items) <= group.source_length
+            assert group.shape.row_length <= group.source_length
+            seen.add(shapes(group.batch))
+        else_seen |= {shapes(group.batch) for group in one.batches(one.items(call, True))}
+    assert len(seen) < 10 < len(else_seen)
     if ranking:
-        assert_alike(ranked(mesh, letters, asked, roomy=True), ranked(mesh, letters, asked))
+        assert_alike(ranked(mesh, letters, asked, grouping=roomy), ranked(mesh, letters, asked))
 
 
 def test_likelihoods_come_in_the_order_of_the_items(letters, asked):

@@ -13,7 +13,7 @@ import prompt_tuning
 from prompt_tuning import infer, prompt_file
 from prompt_tuning.errors import UserError
 from prompt_tuning.inits import random_uniform
-from prompt_tuning.notebook import tune
+from prompt_tuning.notebook import score, tune
 
 ROWS = [{"text": f"win {i} now", "label": 1} if i % 2 else {"text": f"see you at {i}", "label": 0} for i in range(24)]
 SMS = {
@@ -46,6 +46,25 @@ def test_every_slot_comes_back_and_a_second_call_goes_on(tmp_path):
     more = tune("tiny", task, tmp_path, **names | {"TRAIN_STEPS": 6})
     assert prompt_file.load(tmp_path / "numpy_checkpoints/checkpoint_6/sms-seed1" / prompt_file.BARE)
     assert more.prompts["sms-seed1"].card.init == "random_uniform"
+
+
+def test_each_prompt_is_scored_as_the_run_scored_it(tmp_path):
+    task, names = SMS | {"validation": ROWS[:10]}, FEW | {"GRID": {"seed": [0, 1], "length": [2, 3]}}
+    tuned = tune("tiny", task, tmp_path, **names)
+    found = score(tuned, task)
+    assert {name: [m["accuracy"]] for name, m in found.items()} == {
+        name: [entry.card.score] for name, entry in tuned.prompts.items()
+    }
+    right = [a.text == ("ham", "spam")[r["label"]] for a, r in zip(_asked(tuned, ROWS[:7]), ROWS, strict=False)]
+    assert score(tuned, task | {"test": ROWS}, "test[:7]")["sms-seed1-length3"]["accuracy"] == 100 * np.mean(right)
+    tuned.remove("sms-seed0-length2")
+    assert score(tuned, task) == {name: each for name, each in found.items() if name != "sms-seed0-length2"}
+    with pytest.raises(UserError, match="has no split 'tset'"):
+        score(tuned, task, "tset")
+
+
+def _asked(tuned, rows):
+    return tuned.predict([f"message: {row['text']}" for row in rows], prompt="sms-seed1-length3")
 
 
 def test_names_go_before_a_gin_file(tmp_path):

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from prompt_tuning import device, infer, layout
+from prompt_tuning.grouping import Fixed
 from prompt_tuning.predict import PromptTuned
 from prompt_tuning.serve.ladder import Size, fit, for_reading, ladder
 from prompt_tuning.serve.metrics import Metrics
@@ -134,7 +135,7 @@ class Engine:
             self._tell(list(zip(there, answers, strict=True)))
 
     def _answerer(self, answerer: infer.Answerer, shape: layout.Shape) -> infer.Answerer:
-        return dataclasses.replace(answerer, shape=shape, batch_size=BATCH)
+        return dataclasses.replace(answerer, grouping=Fixed(shape), batch_size=BATCH)
 
     def _there(self, jobs: list[Job], now: Any) -> tuple[list[Job], list[infer.Question]]:
         """The jobs whose prompts are still in the bank, as questions; the others are told that theirs is not."""

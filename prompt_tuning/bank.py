@@ -100,9 +100,10 @@ class Bank:
 
 def placement(card: prompt_file.Card, name: str) -> layout.Placement:
     """Where a prompt stands in its input. Raises UserError where its card says what nobody knows."""
-    if card.placement not in PLACEMENTS:
+    where = card.placement or layout.front.__name__
+    if where not in PLACEMENTS:
         raise UserError(f"The prompt {name} stands {card.placement!r} in the input; known are {', '.join(PLACEMENTS)}.")
-    return PLACEMENTS[card.placement]
+    return PLACEMENTS[where]
 
 
 def name_of(path: str | Path, card: prompt_file.Card) -> str:

@@ -1,7 +1,6 @@
 """What the trainer is fed: each slot's examples in its own order, packed ahead of the step by a thread."""
 
 import abc
-import hashlib
 import queue
 import threading
 import time
@@ -10,7 +9,7 @@ from typing import Any
 
 from prompt_tuning import device, layout, planning
 from prompt_tuning.errors import UserError
-from prompt_tuning.examples import Examples, Mixture, Task
+from prompt_tuning.examples import Examples, Mixture, Task, digest
 from prompt_tuning.layout import Batch, Item
 from prompt_tuning.order import Order, Turns
 from prompt_tuning.run import Opened
@@ -89,11 +88,7 @@ class TrainingData(Feed):
 
     @property
     def digest(self) -> str:
-        total = hashlib.sha256()
-        for examples in self._distinct:
-            for ragged in (examples.inputs, examples.targets):
-                total.update(ragged.starts.astype("<i8").tobytes() + ragged.tokens.astype("<i4").tobytes())
-        return total.hexdigest()
+        return digest(self._distinct)
 
     def told(self, step: int, slot: int) -> str:
         drawn, sets = self.orders[slot](step * self.run.batch_size, self.run.batch_size), self.sets[slot]

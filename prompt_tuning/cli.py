@@ -1,13 +1,12 @@
 """prompt-tuning train | eval | infer | ...: dispatches, and turns mistakes into a paragraph and exit code 2."""
 
 import argparse
-import errno
 import os
 import sys
 from collections.abc import Callable, Sequence
 
 from prompt_tuning import __version__, allocator
-from prompt_tuning.errors import UserError, said
+from prompt_tuning.errors import UserError, of_system, said
 from prompt_tuning.flags import number, whole_number
 
 EXAMPLE = """\
@@ -15,11 +14,6 @@ Example:
   prompt-tuning train --gin_file=runs/sst2_small.gin --gin.MODEL_DIR=runs/sst2 \\
       --gin.INITIAL_CHECKPOINT_PATH=google/t5-small-lm-adapt
 """
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-WRONG_PLACE = (
-    errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG,
-)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,13 +59,9 @@ def _main(argv: Sequence[str] | None) -> int:
         _drop_output()
         return 141
     except OSError as error:
-        place = error.filename2 or error.filename  # of a file that was to be moved, where to
-        what = f"{error.strerror} ({place})" if place else error.strerror
-        if error.errno in FULL:
-            return _complain(f"{what}. Nothing that was saved before is lost: free the disk or choose another MODEL_DIR, and type the same command to go on.")  # fmt: skip # noqa: E501
-        if error.errno in WRONG_PLACE:
-            return _complain(f"{what}. Name another file or folder, or change what stands there, and type the same command again.")  # fmt: skip # noqa: E501
-        raise
+        if (said_of_it := of_system(error)) is None:
+            raise
+        return _complain(said_of_it)
     except KeyboardInterrupt:
         return 130
 

@@ -79,6 +79,28 @@ def binding(flag: str) -> str:
     return f"{name.strip()} = {value}"
 
 
+def written(value: Any) -> str:
+    """How a gin file writes a value that refers to something, `"@sampled_vocabulary"` in a list or a table included.
+
+    Empty for a value that refers to nothing, or holds what no file can.
+    """
+    refers = False
+
+    def inside(value: Any) -> str:
+        nonlocal refers
+        if isinstance(value, str) and value.startswith("@"):
+            refers = True
+            return value
+        if isinstance(value, list | tuple):
+            return f"[{', '.join(map(inside, value))}]"
+        if isinstance(value, Mapping):
+            return "{" + ", ".join(f"{key!r}: {inside(one)}" for key, one in value.items()) + "}"
+        return repr(value)
+
+    text = inside(value)
+    return text if refers else ""
+
+
 def _shipped() -> list[str]:
     folder = gin_folder()
     return sorted(str(f.relative_to(folder)) for f in folder.rglob("*.gin") if f.name != DEFAULTS)
@@ -134,17 +156,29 @@ def word(value: Any) -> str:
 
 
 def bound(function: Any) -> dict[str, Any]:
-    """The parameters that gin gives to a configurable function, as plain values; none if gin knows it not."""
+    """The parameters that gin gives to a configurable function, as plain values; none if gin knows it not.
+
+    Among them are functions that it calls by default, where gin gives something to these.
+    """
     if not hasattr(function, "__name__"):
         return {}
+    called = {
+        name: plain(parameter.default)
+        for name, parameter in inspect.signature(function).parameters.items()
+        if callable(parameter.default) and bound(parameter.default)
+    }
     for selector in (f"{function.__module__}.{function.__name__}", function.__name__):
         with contextlib.suppress(ValueError), gin.config_scope(_scopes(function) or None):
-            return {name: plain(value) for name, value in gin.get_bindings(selector).items()}
-    return {}
+            return called | {name: plain(value) for name, value in gin.get_bindings(selector).items()}
+    return called
 
 
 def plain(value: Any) -> Any:
-    """A value, or of a function its word, and what gin gives to it."""
+    """A value, or of a function its word, and what gin gives to it; also those inside a list or a table."""
+    if isinstance(value, Mapping):
+        return {key: plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(one) for one in value]
     if not callable(value) or not hasattr(value, "__name__"):
         return value
     given = bound(value)

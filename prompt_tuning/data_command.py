@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prompt_tuning import terminal
+from prompt_tuning import terminal, tiny
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import LENGTHS, Mixture, Task
 from prompt_tuning.flags import whole_number
@@ -53,7 +53,9 @@ def _parser() -> argparse.ArgumentParser:
     look = commands.add_parser("show", help="one task: splits, sizes, lengths, and examples as the model sees them")
     look.add_argument("name", nargs="?", help="a task or mixture")
     look.add_argument("--task_file", metavar="FILE", help="a task described in TOML, instead of a name")
-    look.add_argument("--vocabulary", required=True, metavar="PATH", help="sentencepiece model, or a folder with one")
+    look.add_argument(
+        "--vocabulary", required=True, metavar="PATH", help="sentencepiece model, or folder of one, or tiny"
+    )
     look.add_argument("--data_dir", metavar="DIR", help="official files (superglue/, glue/); default: $DATA_DIR")
     look.add_argument("--split", metavar="SPLIT", help="show examples of this split; default: the first one")
     look.add_argument("--examples", type=whole_number(0), default=3, metavar="N")
@@ -99,7 +101,7 @@ def list_tasks(options: argparse.Namespace) -> None:
 
 def show(options: argparse.Namespace) -> None:
     """Prints each split's size, commonest answer and lengths in tokens, and a few examples."""
-    vocabulary = Vocabulary(options.vocabulary)
+    vocabulary = Vocabulary(tiny.VOCABULARY if options.vocabulary == "tiny" else options.vocabulary)
     lengths = dict(zip(LENGTHS, options.lengths, strict=True)) if options.lengths else LENGTHS
     mixture = _open(options, vocabulary, lengths)
     console = terminal.console()

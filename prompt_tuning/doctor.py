@@ -19,7 +19,8 @@ from rich.text import Text
 from prompt_tuning import bank, decode, device, evaluate, infer, inits, prompt_file, split, terminal, train
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import Examples, Ragged
-from prompt_tuning.run import Opened, Run, open_run, over_prompts
+from prompt_tuning.over_prompts import over_prompts
+from prompt_tuning.run import Opened, Run, open_run
 from prompt_tuning.slots import Slot
 from prompt_tuning.step import train_step
 from prompt_tuning.tuning import PromptTuning
@@ -157,7 +158,7 @@ def _rates(opened: Opened) -> Iterator[Finding]:
 def _baselines(opened: Opened) -> Iterator[Finding]:
     """The score of always giving the commonest answer, and whether a trained prompt is above it."""
     for slot, mixture, pairs in zip(opened.slots, opened.mixtures, opened.held_out(), strict=True):
-        if not all(task.labels for task, _ in pairs):
+        if not all(held.task.labels for held in pairs):
             continue
         majority, own = infer.mean_metric(evaluate.commonest(pairs)), _score(slot, mixture.name)
         text = f"the commonest answer alone scores {majority:.2f}"
@@ -204,13 +205,13 @@ def _step(opened: Opened) -> Iterator[Finding]:
 
 def _answers(opened: Opened) -> Iterator[Finding]:
     """How many freely written answers are none of the labels."""
-    held_out = [[(task, _first(examples)) for task, examples in pairs] for pairs in opened.held_out()]
+    held_out = [[infer.Held(h.task, _first(h.examples)) for h in pairs] for pairs in opened.held_out()]
     params = split.merge(opened.run.tuning.start(opened)[0], opened.base.params)
     greedily = functools.partial(infer.write, decoder=decode.greedy)
     written = infer.answer_all(opened.answerer(), params, held_out, greedily)
     for slot, pairs, labels, given in zip(opened.slots, held_out, opened.labels, written, strict=True):
         answers = [a.text for task in given for a in task]
-        allowed = set(labels).union(*(task.labels for task, _ in pairs))
+        allowed = set(labels).union(*(held.task.labels for held in pairs))
         if not allowed or not answers:
             continue
         wrong = [text for text in answers if text not in allowed]

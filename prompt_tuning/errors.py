@@ -1,7 +1,14 @@
 """Mistakes a person can put right."""
 
 import difflib
+import errno
 from collections.abc import Iterable
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+WRONG_PLACE = (
+    errno.ENOENT, errno.EACCES, errno.EROFS, errno.EPERM, errno.EEXIST, errno.ENOTDIR, errno.EISDIR,
+    errno.ENAMETOOLONG,
+)  # fmt: skip
 
 
 class UserError(ValueError):
@@ -11,6 +18,20 @@ class UserError(ValueError):
 def said(error: UserError) -> str:
     """What an error says, without what gin adds where it passes through, which means nothing to a person."""
     return str(error).split("\n  In call to configurable")[0]
+
+
+def of_system(error: OSError) -> str | None:
+    """What an error of the operating system means to a person; None where it is none that they can put right."""
+    place = error.filename2 or error.filename  # of a file that was to be moved, where to
+    what = f"{error.strerror} ({place})" if place else error.strerror
+    if error.errno in FULL:
+        return (
+            f"{what}. Nothing that was saved before is lost: free the disk or choose another MODEL_DIR, and type the"
+            " same command to go on."
+        )
+    if error.errno in WRONG_PLACE:
+        return f"{what}. Name another file or folder, or change what stands there, and type the same command again."
+    return None
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

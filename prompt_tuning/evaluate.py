@@ -18,8 +18,9 @@ from prompt_tuning.checkpoint import Checkpointer
 from prompt_tuning.errors import UserError
 from prompt_tuning.log import finite
 from prompt_tuning.metrics import averages
+from prompt_tuning.over_prompts import over_prompts
 from prompt_tuning.prompt_file import Prompt
-from prompt_tuning.run import Opened, Run, open_run, over_prompts
+from prompt_tuning.run import Opened, Run, open_run
 
 Metrics = dict[str, float]
 
@@ -55,14 +56,14 @@ def evaluate_run(run: Run, files: Sequence[str] = ()) -> list[Metrics]:
     return metrics
 
 
-def commonest(pairs: infer.HeldOut) -> Metrics:
+def commonest(held_out: infer.HeldOut) -> Metrics:
     """The metrics of giving the commonest answer of each task, whatever the input."""
     answers = []
-    for _, examples in pairs:
-        right = [text["targets_pretokenized"] for text in examples.texts]
+    for held in held_out:
+        right = [text["targets_pretokenized"] for text in held.examples.texts]
         ((answer, _),) = collections.Counter(right).most_common(1)
         answers.append([infer.Answer(answer, {}, 0.0)] * len(right))
-    return infer.score(pairs, answers)
+    return infer.score(held_out, answers)
 
 
 def _ensembles(
@@ -94,7 +95,8 @@ def _show(
         Column("prompt", overflow="fold"), "step", "split", "examples", "metrics", box=None, header_style="bold"
     )
     for slot, step, pairs, found in zip(opened.slots, steps, held_out, metrics, strict=True):
-        table.add_row(slot.name, step, opened.run.data.eval_split, f"{sum(len(e) for _, e in pairs):,}", _words(found))
+        count = sum(len(held.examples) for held in pairs)
+        table.add_row(slot.name, step, opened.run.data.eval_split, f"{count:,}", _words(found))
     console = terminal.console()
     console.print(table)
     for benchmark, score in means.items():
@@ -151,7 +153,15 @@ def _of_run(opened: Opened) -> tuple[np.ndarray, list[str]]:
             " files."
         )
     paths = [run.folder / "prompts" / f"{slot.name}.safetensors" for slot in opened.slots]
+    if missing := [path for path in paths if not path.is_file()]:
+        there = ", ".join(sorted(f.stem for f in missing[0].parent.glob("*.safetensors"))) or "nothing"
+        raise UserError(
+            f"There is no {missing[0].name} in {missing[0].parent}, which holds {there}. Type the GRID or SLOTS that"
+            f" the run was trained with, or --prompts {run.folder} to score what is there."
+        )
     prompts = {str(path): prompt_file.load(path) for path in paths}
+    for slot, labels, (path, prompt) in zip(opened.slots, opened.labels, prompts.items(), strict=True):
+        _refuse_other_use(path, prompt, slot.placement.__name__, labels)
     return _bank(opened, prompts), [_step(one) for one in prompts.values()]
 
 
@@ -165,6 +175,18 @@ def _bank(opened: Opened, prompts: dict[str, Prompt]) -> np.ndarray:
             raise UserError(f"The prompt {name} has {length} vectors. Type --gin.PROMPT_LENGTH={length}.")
         bank[k, :length] = prompt.vectors
     return bank
+
+
+def _refuse_other_use(path: str, prompt: Prompt, placement: str, labels: tuple[str, ...]) -> None:
+    """Raises UserError for a run's prompt that is to stand elsewhere, or rank other labels, than when it was tuned."""
+    card = prompt.card
+    if card.placement not in ("", placement):
+        raise UserError(f"{path} was tuned with --gin.PROMPT_PLACEMENT=@{card.placement}: type that too.")
+    if card.labels and card.labels != labels:
+        raise UserError(
+            f"{path} was tuned to rank {list(card.labels)}, and now {list(labels)} are wanted. Type"
+            f' --gin.CLASS_LABELS="{list(card.labels)}", or --prompts {path} to rank others.'
+        )
 
 
 def _step(prompt: Prompt) -> str:

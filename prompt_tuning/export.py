@@ -73,7 +73,7 @@ def _named(out: Path, ending: str) -> Path:
 
 def _write_peft(prompt: Prompt, out: Path) -> Path:
     """A folder that `PeftModel.from_pretrained` reads; the prompt stands before the encoder's input only."""
-    if prompt.card.placement != "front":
+    if prompt.card.placement not in ("", "front"):
         raise UserError(
             f"This prompt stands {prompt.card.placement} in the input, and PEFT puts prompts in front of it only:"
             " the model would compute something else. Export it as safetensors."

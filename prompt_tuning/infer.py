@@ -6,15 +6,15 @@ import functools
 import itertools
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import gin
 import jax
 import numpy as np
 
-from prompt_tuning import decode, device, layout, split
+from prompt_tuning import configure, decode, device, layout, split
 from prompt_tuning.errors import UserError
-from prompt_tuning.examples import LENGTHS, Examples
+from prompt_tuning.examples import LENGTHS, UNCUT, Examples
 from prompt_tuning.grouping import Fixed, Group, Grouping, Progress, planned
 from prompt_tuning.slots import Slot
 from prompt_tuning.step import Model, score_targets
@@ -57,6 +57,7 @@ class Answerer:
     target_length: int = LENGTHS["targets"]  # tokens of an answer that is written, at most
     grouping: Grouping = planned
     progress: Progress = lambda batches, total: batches
+    input_lengths: Sequence[int] = ()  # tokens that each slot's inputs are cut to; empty: they are not
 
     def labels_of(self, question: Question) -> tuple[str, ...]:
         """The answers to choose from; empty if there are none."""
@@ -76,6 +77,11 @@ class Answerer:
             targets = spelled[self.labels_of(question)] if ranking else []
             made.append(layout.Item(question.inputs, targets, question.slot, number, slot.length, slot.placement))
         return made
+
+    def encode(self, text: str, slot: int) -> np.ndarray:
+        """An input as the slot's prompt reads it: `int32[T]`, EOS last."""
+        limit = self.input_lengths[slot] if self.input_lengths else None
+        return self.vocabulary.tokenise([text], limit or UNCUT["inputs"])[0][0]
 
     def _spelled(self, labels: tuple[str, ...]) -> list[np.ndarray]:
         return [np.array([*self.vocabulary.encode(t), self.vocabulary.eos_id], np.int32) for t in labels]
@@ -140,9 +146,8 @@ def _priors(
     """Mean label probabilities of inputs that say nothing, for each slot and labels; None without such inputs."""
     if not content_free:
         return [None] * len(kinds)
-    ids = [np.array([*answerer.vocabulary.encode(t), answerer.vocabulary.eos_id], np.int32) for t in content_free]
-    questions = [Question(inputs, slot, labels) for slot, labels in kinds for inputs in ids]
-    scores, n = _label_scores(answerer, params, questions), len(ids)
+    questions = [Question(answerer.encode(text, slot), slot, labels) for slot, labels in kinds for text in content_free]
+    scores, n = _label_scores(answerer, params, questions), len(content_free)
     return [np.mean([_softmax(s) for s in scores[i * n : (i + 1) * n]], axis=0) for i in range(len(kinds))]
 
 
@@ -200,14 +205,15 @@ def _written(
     batch, padded = device.put_batch(group.batch, answerer.mesh), device.put_everywhere(padded, answerer.mesh)
     model = dataclasses.replace(answerer.model, filled=group.shape.filled)
     sources = _read(params, batch, padded, model=model, length=group.source_length)
-    return _decode(params, sources, rng, decoder, answerer.model, answerer.target_length)
+    told = str(configure.plain(decoder))
+    return _decode(params, sources, rng, decoder, answerer.model, answerer.target_length, told)
 
 
 _score = jax.jit(score_targets, static_argnames="model")
 _read = jax.jit(decode.read, static_argnames=("model", "length"))
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "model", "max_length"))
+@functools.partial(jax.jit, static_argnames=("decoder", "model", "max_length", "told"))
 def _decode(
     params: split.Params,
     sources: decode.Sources,
@@ -215,6 +221,7 @@ def _decode(
     decoder: Callable[..., Any],
     model: Model,
     max_length: int,
+    told: str,  # what gin gives the decoder: with something else it is another program
 ) -> decode.Decoded:
     """Each device of the data axis writes the answers of its own examples, and stops when it has them."""
     of_share = lambda sources, params, rng: decoder(params, sources, model=model, max_length=max_length, rng=rng)
@@ -231,7 +238,15 @@ def compile_ahead(answerer: Answerer, params: split.Params, writing: bool = True
                 jax.block_until_ready(_written(answerer, params, group, [], jax.random.key(0), decode.greedy))
 
 
-HeldOut = Sequence[tuple[Any, Examples]]  # one slot's tasks and their examples
+class Held(NamedTuple):
+    """A task and its examples that a slot is scored on."""
+
+    task: Any
+    examples: Examples
+    counts: bool = True  # for which step is the best
+
+
+HeldOut = Sequence[Held]  # one slot's
 
 
 def evaluate(
@@ -239,45 +254,50 @@ def evaluate(
 ) -> list[dict[str, float]]:
     """Each slot's metrics on its own tasks, `held_out[k]` being those of slot k; percent."""
     answers = answer_all(answerer, params, held_out, predict)
-    return [score(pairs, found) for pairs, found in zip(held_out, answers, strict=True)]
+    return [score(of_slot, found) for of_slot, found in zip(held_out, answers, strict=True)]
+
+
+def method_of(labels: Sequence[str]) -> Predict:
+    """How a question is answered where nobody says it."""
+    return rank if labels else write
 
 
 def answer_all(
     answerer: Answerer, params: split.Params, held_out: Sequence[HeldOut], predict: Predict | None = None
 ) -> list[list[list[Answer]]]:
-    """The answers of each slot to each of its tasks' examples, by `predict`; None: `rank` where a task has labels.
+    """The answers of each slot to each of its tasks' examples, by `predict`; None: `rank` where there are labels.
 
     An example that several slots answer goes through the model behind all of their prompts in one batch.
     """
-    found: list[list[list[Any]]] = [[[None] * len(examples) for _, examples in pairs] for pairs in held_out]
+    found: list[list[list[Any]]] = [[[None] * len(held.examples) for held in of_slot] for of_slot in held_out]
     methods: dict[Predict, list[tuple[str, int, int, int]]] = {}
-    for k, pairs in enumerate(held_out):
-        for t, (task, examples) in enumerate(pairs):
-            asked = methods.setdefault(predict or (rank if task.labels else write), [])
+    for k, of_slot in enumerate(held_out):
+        for t, (task, examples, _) in enumerate(of_slot):
+            asked = methods.setdefault(predict or method_of(answerer.labels[k] or task.labels), [])
             asked += [(task.name, i, k, t) for i in range(len(examples))]
     for method, asked in methods.items():
         asked.sort()
-        own = lambda k, t: () if answerer.labels[k] else held_out[k][t][0].labels  # tasks of a mixture may differ
-        questions = [Question(held_out[k][t][1].inputs[i], k, own(k, t)) for _, i, k, t in asked]
+        own = lambda k, t: () if answerer.labels[k] else held_out[k][t].task.labels  # tasks of a mixture may differ
+        questions = [Question(held_out[k][t].examples.inputs[i], k, own(k, t)) for _, i, k, t in asked]
         for (_, i, k, t), answer in zip(asked, method(answerer, params, questions), strict=True):
             found[k][t][i] = answer
     return found
 
 
-def score(pairs: HeldOut, answers: Sequence[Sequence[Answer]]) -> dict[str, float]:
+def score(held_out: HeldOut, answers: Sequence[Sequence[Answer]]) -> dict[str, float]:
     """The metrics of a slot's answers; with several tasks they are called `task/metric`, and `MEAN_OF_TASKS` is added.
 
-    It is the mean of the tasks' own means, of those that are trained on: a task without a training split is a zero-shot
-    one, which must not decide which step is best (Lester et al. 2021, §5).
+    It is the mean of the tasks' own means, of those that count (where any does): a task that is not trained on is a
+    zero-shot one, which must not decide which step is best (Lester et al. 2021, §5).
     """
     metrics: dict[str, float] = {}
-    means: dict[bool, list[float]] = {True: [], False: []}  # of the tasks that are trained on, and of the others
-    for (task, examples), given in zip(pairs, answers, strict=True):
-        prefix = f"{task.name}/" if len(pairs) > 1 else ""
+    means: dict[bool, list[float]] = {True: [], False: []}  # of the tasks that count, and of the others
+    for (task, examples, counts), given in zip(held_out, answers, strict=True):
+        prefix = f"{task.name}/" if len(held_out) > 1 else ""
         found = task.score(examples, [answer.text for answer in given])
         metrics |= {prefix + metric: value for metric, value in found.items()}
-        means["train" in task.splits].append(mean_metric(found))
-    if len(pairs) > 1:
+        means[counts].append(mean_metric(found))
+    if len(held_out) > 1:
         metrics[MEAN_OF_TASKS] = _mean(means[True] or means[False])
     return metrics
 

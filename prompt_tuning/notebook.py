@@ -1,4 +1,4 @@
-"""Prompt tuning in Python, as a notebook or a script asks for it: `tune` trains prompts, `score` says how good they are."""
+"""Prompt tuning in Python, for notebooks and scripts: `tune` trains prompts, `score` says how good they are."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import prompt_tuning.train as training  # registers what gin files name
-from prompt_tuning import configure, device, infer, prompt_file
+from prompt_tuning import configure, device, infer, kinds, prompt_file
 from prompt_tuning.bank import Bank
-from prompt_tuning.errors import UserError, said
+from prompt_tuning.errors import UserError, of_system, said
 from prompt_tuning.examples import LENGTHS
 from prompt_tuning.predict import PromptTuned
 from prompt_tuning.run import Data, Opened, Run, held_out, open_run
@@ -30,7 +30,7 @@ def tune(
         {"name": "sms", "inputs": "message: {text}", "target": "label", "labels": ["ham", "spam"],
         "train": [{"text": "...", "label": "ham"}, ...], "validation": [...]}.
       folder: MODEL_DIR.
-      gin_files: such as ["runs/sst2_small.gin"]; `base`, `task`, `folder` and `names` go before what they say.
+      gin_files: such as ["runs/sst2_small.gin"]; what is given here wins over what they say.
       names: any other name of gin/defaults.gin: TRAIN_STEPS=500, GRID={"seed": [0, 1, 2]}, DECODER="@beam_search".
 
     Raises:
@@ -46,6 +46,10 @@ def tune(
         result = training.train(opened)
     except UserError as error:
         raise UserError(said(error)) from None
+    except OSError as error:
+        if (what := of_system(error)) is None:
+            raise
+        raise UserError(what) from error
     if result.stopped:
         raise KeyboardInterrupt
     return _tuned(opened)
@@ -75,7 +79,8 @@ def score(
         if lengths and lengths not in opened:
             cut = dict(zip(LENGTHS, lengths, strict=True))
             data = Data(module=module, task_file=described, data_dir=data_dir, lengths=cut, eval_lengths=cut)
-            opened[lengths] = held_out(data.open(name, tuned.vocabulary).tasks, split)
+            mixture = data.open(name, tuned.vocabulary)
+            opened[lengths] = held_out(mixture, split, mixture.tasks)
         asked.append(opened[lengths] if lengths else [])
     with device.on(tuned.mesh):
         metrics = infer.evaluate(answerer, params, asked)
@@ -85,14 +90,17 @@ def score(
 def _configure(
     base: str | Path, task: Task, folder: str | Path, gin_files: Sequence[str], names: Mapping[str, Any]
 ) -> None:
+    for what, value in {"base": base, "folder": folder}.items():
+        kinds.check(kinds.TEXT, **{what: value})
+    kinds.check(kinds.TEXTS, gin_files=gin_files)
     name, described = _named(task)
     own: dict[str, Any] = {"INITIAL_CHECKPOINT_PATH": str(base), "MODEL_DIR": str(folder)}
     own |= {"MIXTURE_OR_TASK_NAME": name, "TASK_FILE": described}
     if twice := own.keys() & names.keys():
         raise UserError(f"{min(twice)} is what tune(base, task, folder) is told already: leave it out.")
-    referring = [name for name, value in names.items() if isinstance(value, str) and value.startswith("@")]
-    bindings = [f"{name} = {names[name]}" for name in referring]
-    configure.parse(gin_files, bindings, values={k: v for k, v in names.items() if k not in referring} | own)
+    written = {name: configure.written(value) for name, value in names.items()}
+    bindings = [f"{name} = {text}" for name, text in written.items() if text]
+    configure.parse(gin_files, bindings, values={k: v for k, v in names.items() if not written[k]} | own)
 
 
 def _named(task: Task) -> tuple[str | None, str | Description | None]:

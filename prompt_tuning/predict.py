@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import dataclasses
-import functools
 import io
 import json
 import sys
@@ -12,20 +11,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
-import numpy as np
-
-from prompt_tuning import device, disk, infer, kinds, layout, prompt_file
+from prompt_tuning import decode, device, disk, infer, kinds, layout, prompt_file
 from prompt_tuning.bank import Bank, Entry, name_of
 from prompt_tuning.base import Base, base_of, load_base, spelling
 from prompt_tuning.errors import UserError
-from prompt_tuning.examples import LENGTHS
+from prompt_tuning.examples import LENGTHS, UNCUT
 from prompt_tuning.grouping import Fixed, Progress, roomy
 from prompt_tuning.progress import bar
 from prompt_tuning.records import FORMATS, lines, parsed, read_records
 from prompt_tuning.slots import Slot
 from prompt_tuning.split import Params
 from prompt_tuning.step import Model
-from prompt_tuning.vocabulary import Vocabulary
+from prompt_tuning.vocabulary import Vocabulary, encodable
 
 Loadable = str | Path | prompt_file.Prompt
 
@@ -76,13 +73,16 @@ class PromptTuned:
             model, (free,) * slots, ((),) * slots, vocabulary, mesh, batch_size, answer_length, grouping
         )  # fmt: skip
 
+    def __repr__(self) -> str:
+        return f"PromptTuned({self.base.path}: {', '.join(self.bank.names) or 'no prompts'})"
+
     @classmethod
     def load(
         cls, base: str | None, prompt: Loadable | Sequence[Loadable], labels: Sequence[str] | None = None,
         vocabulary: str | None = None, batch_size: int = 64,
     ) -> "PromptTuned":  # fmt: skip
         """Loads a prompt, or several, and their base; `base` and `labels` default to what the prompts' cards say."""
-        given = [prompt] if isinstance(prompt, str | Path | prompt_file.Prompt) else list(prompt)
+        given: list[Any] = list(prompt) if isinstance(prompt, list | tuple) else [prompt]
         if not given:
             raise UserError("There is no prompt to load. Give the path of one, or a list of paths.")
         loaded = [_loaded(one) for one in given]
@@ -114,7 +114,10 @@ class PromptTuned:
         pairs = zip(bank.entries, self._answerer.slots, strict=True)
         slots = [entry.slot if entry else free for entry, free in pairs]
         labels = [entry.labels if entry else () for entry in bank.entries]
-        return Now(bank, params, dataclasses.replace(self._answerer, slots=slots, labels=labels))
+        room = [(self._shape.row_length if self._shape else UNCUT["inputs"]) - slot.length for slot in slots]
+        lengths = [min(entry.input_length, n) if entry else n for entry, n in zip(bank.entries, room, strict=True)]
+        answerer = dataclasses.replace(self._answerer, slots=slots, labels=labels, input_lengths=lengths)
+        return Now(bank, params, answerer)
 
     @property
     def bank(self) -> Bank:
@@ -172,6 +175,8 @@ class PromptTuned:
         `texts` are several or one. `prompt` names the prompt, or one for each text; it may be left out where only one
         is loaded. `content_free` inputs calibrate the ranking, as `infer.rank` says.
         """
+        if not isinstance(texts, Iterable):
+            raise UserError(f"Texts to answer are a str or several; found {texts!r}.")
         texts = [texts] if isinstance(texts, str) else list(texts)
         named = [prompt or self.only] * len(texts) if isinstance(prompt, str | None) else prompt
         if len(named) != len(texts):
@@ -190,16 +195,19 @@ class PromptTuned:
         """
         bank, params, answerer = self.now
         answerer = dataclasses.replace(answerer, progress=progress or answerer.progress)
-        questions = [self._question(bank, request) for request in requests]
+        questions = [self._question(bank, answerer, request) for request in requests]
         written = [r.decode or not answerer.labels_of(q) for r, q in zip(requests, questions, strict=True)]
         answers: list[infer.Answer | None] = [None] * len(requests)
-        rank = functools.partial(infer.rank, content_free=content_free)
-        for method, chosen in ((rank, False), (infer.write, True)):
-            numbers = [i for i, writes in enumerate(written) if writes == chosen]
-            if not numbers:
-                continue
-            with device.on(self.mesh):
-                found = method(answerer, params, [questions[i] for i in numbers])
+        room = [self._room(bank.entry(r.prompt)) if writes else 0 for r, writes in zip(requests, written, strict=True)]
+        for tokens in sorted(set(room)):
+            numbers = [i for i, of in enumerate(room) if of == tokens]
+            asked = [questions[i] for i in numbers]
+            with device.on(self.mesh):  # told everything: what gin says now may be of another run
+                if tokens:
+                    writer = dataclasses.replace(answerer, target_length=tokens)
+                    found = infer.write(writer, params, asked, decode.greedy, seed=0)
+                else:
+                    found = infer.rank(answerer, params, asked, content_free)
             for i, answer in zip(numbers, found, strict=True):
                 answers[i] = answer
         return [answer for answer in answers if answer]
@@ -209,18 +217,18 @@ class PromptTuned:
         with device.on(self.mesh):
             infer.compile_ahead(self._answerer, self._now[1], writing)
 
-    def _question(self, bank: Bank, request: Request) -> infer.Question:
+    def _room(self, entry: Entry) -> int:
+        """Tokens of an answer that a prompt writes; where the shape is fixed, as many as any does."""
+        return self._answerer.target_length if self._shape else entry.card.answer_length
+
+    def _question(self, bank: Bank, answerer: infer.Answerer, request: Request) -> infer.Question:
         k, entry = bank.slot_of(request.prompt), bank.entry(request.prompt)
-        limit, shape = entry.input_length, self._shape
         if not isinstance(request.text, str):
             raise UserError(f"A text to answer is a str; found {request.text!r}.")
-        _encodable(request.text)
-        if shape:
-            limit = min(limit, shape.row_length - entry.slot.length)
+        encodable(request.text, "The text")
         if request.labels:
             self._check_labels(request.labels, entry)
-        tokens = [*self.vocabulary.encode(request.text)[: limit - 1], self.vocabulary.eos_id]
-        return infer.Question(np.array(tokens, np.int32), k, request.labels)
+        return infer.Question(answerer.encode(request.text, k), k, request.labels)
 
     def _check_labels(self, labels: Sequence[str], entry: Entry) -> None:
         """Labels that can be spelled, and fit into one row where its size is fixed."""
@@ -254,7 +262,7 @@ def main(options: argparse.Namespace) -> int:
         lists = [flag for flag in ("labels", "content_free") if getattr(options, flag)]
         before = f" Texts stand before --{lists[0]}, which takes all that follows." if lists else ""
         raise UserError(f"There is nothing to answer. Type texts, or --input FILE (- for standard input).{before}")
-    asked = [(_encodable(text), None) for text in options.text] or _read(options.input)
+    asked = [(encodable(text, "The text"), None) for text in options.text] or _read(options.input)
     if not asked:
         raise UserError(f"{options.input} holds no text.")
     if len(asked) > options.batch_size and not options.decode:
@@ -269,14 +277,6 @@ def main(options: argparse.Namespace) -> int:
                 row["prior"] = answer.prior  # of the labels, behind an input that says nothing
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
     return 0
-
-
-def _encodable(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(f"The text {text!a} is not UTF-8: character {error.start + 1} is half of one.") from None
-    return text
 
 
 def _read(name: str) -> list[tuple[str, str | None]]:

@@ -30,7 +30,7 @@ class Card:
     name: str = ""
     task: str = ""
     labels: tuple[str, ...] = ()
-    placement: str = "front"
+    placement: str = ""  # in the input; empty: not known, and taken for "front"
     init: str = ""
     seed: int | None = None
     step: int | None = None
@@ -87,7 +87,7 @@ def in_order(data: bytes) -> bytes:
 def find(place: str | Path) -> Path:
     """The file that `place` means: a file, or `RUN`, `RUN:SLOT`, and with `@STEP` behind it the prompt of that step.
 
-    `RUN` is the folder of a run (its MODEL_DIR); without `@STEP` its best prompt is meant.
+    `RUN` is the folder of a run (its MODEL_DIR), or of prompts; without `@STEP` its best prompt is meant.
     """
     text = str(Path(place).expanduser())
     if Path(text).is_file():
@@ -97,7 +97,8 @@ def find(place: str | Path) -> Path:
         raise UserError(f"There is no prompt file {text}. A prompt is a .npy or .safetensors file, or RUN:SLOT[@STEP].")
     run, slot, step = Path(match["run"]), match["slot"], match["step"]
     refuse_adapter(run)
-    best = sorted(f.stem for f in (run / "prompts").glob("*.safetensors"))
+    inside = run / "prompts" if (run / "prompts").is_dir() else run
+    best = sorted(f.stem for f in inside.glob("*.safetensors"))
     if step:
         folder, ending = run / "numpy_checkpoints" / f"checkpoint_{int(step)}", f"/{BARE}"
         of_one_slot = (folder / BARE).is_file()
@@ -105,7 +106,7 @@ def find(place: str | Path) -> Path:
             return folder / BARE
         known = best if of_one_slot else sorted(f.parent.name for f in folder.glob(f"*/{BARE}"))
     else:
-        folder, ending, known = run / "prompts", ".safetensors", best
+        folder, ending, known = inside, ".safetensors", best
     if slot is None and len(known) == 1:
         slot = known[0]
     if slot not in known:

@@ -20,4 +20,5 @@ def imports() -> Iterator[None]:
         os.dup2(kept, 2)
         os.close(kept)
         os.close(nowhere)
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        for name in ("absl", "urllib3"):  # a download that fails is told in a sentence, not at each attempt
+            logging.getLogger(name).setLevel(logging.ERROR)

@@ -13,17 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from prompt_tuning import bank, configure, device, infer, inits, kept_tasks, kinds, optim, scan, slots, tiny
+from prompt_tuning import configure, device, infer, inits, kept_tasks, kinds, optim, scan, slots, tiny
 from prompt_tuning.base import Base, load_base, random_base, spelling
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import LENGTHS, UNCUT, Mixture, Task, proportional
 from prompt_tuning.grouping import Progress, planned
 from prompt_tuning.progress import bar
-from prompt_tuning.prompt_file import Card, Prompt
 from prompt_tuning.slots import Slot
 from prompt_tuning.stack import T5Config
 from prompt_tuning.step import Model
-from prompt_tuning.task_file import Description, open_task_file
+from prompt_tuning.task_file import Description, FileTask, open_task_file
 from prompt_tuning.vocabulary import Vocabulary
 
 
@@ -111,7 +110,12 @@ class Data:
             return [open_task_file(self.task_file, vocabulary, self.lengths)]
         if not name:
             raise UserError("There is no task. Type --gin.MIXTURE_OR_TASK_NAME=NAME (prompt-tuning data list shows them) or --gin.TASK_FILE=PATH.")  # fmt: skip # noqa: E501
-        return [self._part(one, vocabulary) for one in name.split("+")]
+        parts = [self._part(one, vocabulary) for one in name.split("+")]
+        seen: dict[str, Task] = {}
+        for task in (task for part in parts for task in part.tasks):
+            if isinstance(seen.setdefault(task.name, task), FileTask) and seen[task.name] is not task:
+                raise UserError(f"{name} has two tasks called {task.name!r}: give one another `name` in its file.")
+        return parts
 
     def _part(self, name: str, vocabulary: Vocabulary) -> Mixture:
         if name.endswith(".toml"):
@@ -228,7 +232,8 @@ class Opened:
 
     def held_out(self) -> list[infer.HeldOut]:
         """The tasks of each slot and their examples of EVAL_SPLIT. Raises UserError as the function `held_out`."""
-        return [held_out(tasks, self.run.data.eval_split) for tasks in self._held_out_tasks]
+        pairs = zip(self.mixtures, self._held_out_tasks, strict=True)
+        return [held_out(mixture, self.run.data.eval_split, tasks) for mixture, tasks in pairs]
 
     @functools.cached_property
     def _held_out_tasks(self) -> list[tuple[Task, ...]]:
@@ -241,14 +246,19 @@ class Opened:
 
     def answerer(self) -> infer.Answerer:
         """The slots, ready to predict."""
+        data = self.run.data
         return infer.Answerer(
             self.model, self.slots, self.labels, self.vocabulary, self.mesh, self.run.eval_batch_size,
-            self.run.data.lengths["targets"], functools.partial(planned, packing=self.run.packing), self.progress,
+            (data.eval_lengths or data.lengths)["targets"], functools.partial(planned, packing=self.run.packing),
+            self.progress, [(data.eval_lengths or UNCUT)["inputs"]] * len(self.slots),
         )  # fmt: skip
 
 
-def held_out(tasks: Sequence[Task], split: str) -> infer.HeldOut:
-    """(task, its examples) of each task that has the split. Raises UserError for one whose answers cannot be scored."""
+def held_out(mixture: Mixture, split: str, tasks: Sequence[Task]) -> infer.HeldOut:
+    """The `tasks` of a mixture, each with its examples of a split, of those that have it.
+
+    Raises UserError for one whose answers cannot be scored, and where no task has the split.
+    """
     for task in (task for task in tasks if not task.scored):
         raise UserError(
             f"Task {task.name} has no metric_fns of (targets, predictions), so no answer to it could be told to be"
@@ -256,7 +266,10 @@ def held_out(tasks: Sequence[Task], split: str) -> infer.HeldOut:
             " its loss as they do."
         )
     of = split.partition("[")[0]  # of validation[:200]
-    return [(task, task.load(split)) for task in tasks if of in task.splits or len(tasks) == 1]
+    there = [task for task in tasks if of in task.splits] or tasks[:1]  # which says that it has none
+    drawn = {task.name for task, rate in zip(mixture.tasks, mixture.rates, strict=True) if rate > 0}
+    counts = lambda task: task.name in drawn and "train" in task.splits
+    return [infer.Held(task, task.load(split), counts(task)) for task in there]
 
 
 def open_run(run: Run) -> Opened:
@@ -273,8 +286,11 @@ def open_run(run: Run) -> Opened:
         given = {*(row.get("name") for row in run.slots or ()), *(run.grid or {}).get("name", ())}
         called = lambda slot: slots.file_name(slot.name.replace("prompt", mixtures[slot.task].name, 1)).lstrip("_")
         wanted = tuple(s if s.name in given else dataclasses.replace(s, name=called(s)) for s in wanted)
+    _check_init_settings(wanted)
     for slot in wanted:
         _check_labels(slot, mixtures[slot.task])
+        if slot.labels:
+            vocabulary.check_labels(slot.labels, run.data.lengths["targets"], slot.name)
     config = dataclasses.replace(base.config, remat=run.remat, scan_layers=run.scan_layers)
     params = scan.stacked(base.params) if run.scan_layers else base.params
     base = dataclasses.replace(base, config=config, params=params)
@@ -282,33 +298,17 @@ def open_run(run: Run) -> Opened:
     return Opened(run, base, vocabulary, mesh, wanted, tuple(mixtures[slot.task] for slot in wanted))
 
 
-def over_prompts(run: Run, prompts: Sequence[tuple[str, Prompt]]) -> Run:
-    """The run with a slot for each named prompt, of the configured task, base and lengths.
-
-    Where none is configured it is what the cards say: of the lengths, the longest.
-    """
-    configured = run.data.task_file or Slot().task
-    rows = []
-    for name, prompt in prompts:
-        card, row = prompt.card, {"name": name, "length": len(prompt.vectors)}
-        row["placement"] = bank.placement(card, name)
-        if card.labels:
-            row["labels"] = card.labels
-        if card.task and not configured:
-            row["task"] = card.task
-        rows.append(row)
-    base = run.frozen.path or next((prompt.card.base for _, prompt in prompts if prompt.card.base), None)
-    data = _as_trained(run.data, [prompt.card for _, prompt in prompts])
-    return dataclasses.replace(run, slots=rows, grid=None, data=data, frozen=dataclasses.replace(run.frozen, path=base))
-
-
-def _as_trained(data: Data, cards: Sequence[Card]) -> Data:
-    """With examples cut where prompts of these cards were trained, unless lengths were set."""
-    if not data.lengths == data.eval_lengths == LENGTHS:
-        return data
-    told = {"inputs": [c.input_length for c in cards], "targets": [c.target_length for c in cards]}
-    lengths = {name: max((n for n in each if n), default=LENGTHS[name]) for name, each in told.items()}
-    return dataclasses.replace(data, lengths=lengths, eval_lengths=lengths)
+def _check_init_settings(wanted: Sequence[Slot]) -> None:
+    """Raises UserError for a PROMPT_FILE or PROMPT_TEXT that no slot's init can be asking for."""
+    said = [str(configure.plain(slot.init)) for slot in wanted]
+    ours = all(getattr(slot.init, "__module__", "") == inits.__name__ for slot in wanted)  # others may call any
+    for init, parameter, name in ((inits.from_file, "path", "PROMPT_FILE"), (inits.text, "text", "PROMPT_TEXT")):
+        value = gin.get_bindings(init).get(parameter)
+        if value is not None and ours and not any(init.__name__ in words for words in said):
+            raise UserError(
+                f"{name} is {value!r}, and no prompt starts from it. Type --gin.PROMPT_INIT=@{init.__name__}, or leave"
+                f" {name} out."
+            )
 
 
 def _check_labels(slot: Slot, mixture: Mixture) -> None:

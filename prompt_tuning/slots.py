@@ -42,8 +42,8 @@ class Slot:
             raise UserError(f"The seed of a slot is {self.seed!r}; it is a whole number from 0 to {2**32 - 1:,}.")
         if not isinstance(self.length, int) or not 0 <= self.length <= MAX_PROMPT_LENGTH:
             raise UserError(f"A prompt has 1 to {MAX_PROMPT_LENGTH} vectors; PROMPT_LENGTH is {self.length!r}.")
-        if not isinstance(self.learning_rate, int | float) or self.learning_rate < 0:
-            raise UserError(f"LEARNING_RATE is {self.learning_rate!r}; it is a number, 0.3 in the paper.")
+        if not isinstance(self.learning_rate, int | float) or not 0 <= self.learning_rate < math.inf:
+            raise UserError(f"LEARNING_RATE is {self.learning_rate!r}; it is a number from 0, 0.3 in the paper.")
         kinds.check(kinds.TEXTS, True, CLASS_LABELS=self.labels)
         object.__setattr__(self, "init", inits.of(self.init))  # a place or a table of places becomes an init
         for field in ("init", "placement"):
@@ -62,7 +62,7 @@ def expand(slots: Sequence[Mapping[str, Any]] | None, grid: Mapping[str, Sequenc
         raise UserError("SLOTS and GRID are both set. Set one of them, the other to None.")
     if not isinstance(slots or (), list | tuple) or not all(isinstance(row, Mapping) for row in slots or ()):
         raise UserError(f"SLOTS is {slots!r}; it is a list of tables, such as [{{'seed': 0}}, {{'seed': 1}}].")
-    lists = grid.values() if isinstance(grid, Mapping) else [grid]
+    lists = grid.values() if isinstance(grid, Mapping) else [None]
     if grid is not None and not all(isinstance(values, list | tuple) for values in lists):
         raise UserError(f"GRID is {grid!r}; it is a table of lists, such as {{'seed': [0, 1]}}.")
     count = len(slots or ()) or math.prod(len(values) for values in (grid or {}).values())

@@ -72,6 +72,10 @@ class Pick:
     mixture: bool = False
 
 
+class Unlike(UserError):
+    """A source that is not like the target at all was to be weighed by how alike they are."""
+
+
 Retrieve = Callable[[Sequence[tuple[str, float]], int], list[Pick]]  # from `ranked` and k to what is tuned
 
 
@@ -87,7 +91,7 @@ def top_k_weighted_average(order: Sequence[tuple[str, float]], k: int) -> list[P
     top = _top(order, k)
     if top[-1][1] <= 0:
         positive = sum(value > 0 for _, value in order)
-        raise UserError(
+        raise Unlike(
             f"{top[-1][0]}, number {k} of the sources, has the similarity {top[-1][1]:.3f}, which is no weight of an"
             f" average. {f'Type --gin.TOP_K={positive}' if positive else 'No source is like this target'}."
         )

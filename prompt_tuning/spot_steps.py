@@ -25,8 +25,9 @@ FINISHED = "finished.json"
 
 
 def may_start(source: str, target: str) -> bool:
-    """Whether a target may start from a source: not from its own task, nor from a mixture that it is a part of."""
-    return not set(target.split("+")) <= set(source.split("+"))
+    """Whether a target may start from a source: not from its own task, nor from several of which it is one."""
+    tasks = lambda name: {part.removesuffix("_prefixed") for part in name.split("+")}
+    return not tasks(target) <= tasks(source)
 
 
 @gin.configurable
@@ -52,7 +53,8 @@ class Spot:
             values = getattr(self, name)
             if isinstance(values, str) or not values:
                 such = "[0, 1, 2]" if name == "seeds" else "['a', 'b']"
-                raise UserError(f'{name.upper()} is {values!r}; it is a list. Type --gin.{name.upper()}="{such}".')
+                wrong = f"{values!r}; it is a list" if values else "empty"
+                raise UserError(f'{name.upper()} is {wrong}. Type --gin.{name.upper()}="{such}".')
             kinds.check(kinds.WHOLES if name == "seeds" else kinds.TEXTS, **{name.upper(): values})
             if len(set(values)) < len(values):
                 raise UserError(f"{name.upper()} names something twice: {list(values)}.")
@@ -64,8 +66,8 @@ class Spot:
         for target in self.targets:
             if not self.sources_of(target):
                 raise UserError(
-                    f"There is no source for the target {target}: a task is no source of itself, nor is a mixture that"
-                    " it is a part of."
+                    f"There is no source for the target {target}: a task is no source of itself, nor are tasks"
+                    " joined by + of which it is one."
                 )
 
     def sources_of(self, target: str) -> list[str]:
@@ -78,10 +80,16 @@ class Spot:
         for name, k in ((name, k) for name, ks in tops.items() for k in ks):
             if not isinstance(k, int) or not 1 <= k <= fewest:
                 raise UserError(f"{name} has {k!r}, and a target has {fewest} source prompts to choose from.")
+        own, seed = slots.Slot().labels, slots.Slot().seed
+        if own is not None or seed:
+            name = "CLASS_LABELS" if own is not None else "RANDOM_SEED"
+            raise UserError(f"spot takes labels from its tasks and seeds from SEEDS: leave {name} out.")
         if run.patience is not None:
             raise UserError("spot compares all prompts at EMBEDDING_STEP, which none may stop before: leave PATIENCE at None.")  # fmt: skip # noqa: E501
         if type(run.tuning) is not PromptTuning:
             raise UserError("spot moves prompts between tasks; leave TUNING at @PromptTuning().")
+        if run.model_dir and (run.folder / "checkpoints").is_dir():
+            raise UserError(f"{run.folder} holds a run of `train`, whose prompts spot would write over: give another MODEL_DIR.")  # fmt: skip # noqa: E501
         step, period = self.embedding_step, run.eval_period
         if run.slots is not None or run.grid is not None or run.data.task_file:
             raise UserError("spot makes its slots from SOURCES, TARGETS and SEEDS: leave SLOTS, GRID and TASK_FILE at None. A task file may be named among SOURCES and TARGETS.")  # fmt: skip # noqa: E501

@@ -69,7 +69,7 @@ def _program(prompt: Prompt, base: Base, vocabulary: Vocabulary, labels: Sequenc
     owner = jax.nn.one_hot(targets.decoder_segments[0] - 1, len(labels))
 
     def run(weights: dict[str, Array], tokens: Int[Array, "B T"]) -> tuple[Float[Array, "B C"], Float[Array, "B C"]]:
-        batch = rows(tokens, len(prompt.vectors), prompt.card.placement, targets)
+        batch = rows(tokens, len(prompt.vectors), prompt.card.placement or "front", targets)
         losses = loss.token_losses(
             model.logits(traverse_util.unflatten_dict(weights, sep="/"), batch), batch.decoder_targets
         )

@@ -4,6 +4,7 @@ Pairs follow Vu et al. 2022, §3: a point is a source prompt; its similarity to 
 seeds; retrieval chooses among all source prompts by one target seed's similarities, and its deviation is over these.
 """
 
+import contextlib
 import itertools
 import math
 from collections.abc import Sequence
@@ -31,8 +32,9 @@ def study(settings: Spot, run: Run) -> Findings:
     tuned = spot_steps.retune(settings, steps, scratch, wanted)
     found = findings(settings, scratch, compared, {pair: tuned[r.name].score for pair, r in single.items()})
     for name, group in several.items():
-        found.retrieval.append(_gain(name, found, [[tuned[r.name].score for r in group if r.target == t]
-                                                   for t in settings.targets]))  # fmt: skip
+        scores = {(r.target, r.seed): tuned[r.name].score for r in group}
+        table = [[scores.get((target, seed), math.nan) for seed in settings.seeds] for target in settings.targets]
+        found.retrieval.append(_gain(name, found, table))
     if job.writes():
         study_report.write(run.folder, found)
     return found
@@ -51,16 +53,20 @@ def every_pair(settings: Spot) -> dict[tuple[Key, str], Retuning]:
 
 
 def _of_several(settings: Spot, compared: Compared) -> dict[str, list[Retuning]]:
-    """Weighted averages and mixtures of the sources most like each target prompt, by the method's name."""
+    """Weighted averages and mixtures of the sources most like each target prompt, by the method's name.
+
+    There is none where one of the k sources is not like the target at all.
+    """
     made: dict[str, list[Retuning]] = {}
     for retrieve, word, tops in (
         (spot.top_k_weighted_average, "average", settings.average_top),
         (spot.top_k_mixture, "mixture", settings.mixture_top),
     ):
         for k, target, seed in itertools.product(tops, settings.targets, settings.seeds):
-            [pick] = spot_steps.picked(settings, compared, (target, seed), retrieve, k)
-            name = f"target-{label(target)}-seed{seed}-from-{word}{k}"
-            made.setdefault(f"{retrieve.__name__}, k = {k}", []).append(Retuning(target, seed, pick, name))
+            group = made.setdefault(f"{retrieve.__name__}, k = {k}", [])
+            with contextlib.suppress(spot.Unlike):
+                [pick] = spot_steps.picked(settings, compared, (target, seed), retrieve, k)
+                group.append(Retuning(target, seed, pick, f"target-{label(target)}-seed{seed}-from-{word}{k}"))
     return made
 
 

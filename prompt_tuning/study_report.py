@@ -140,7 +140,7 @@ def markdown(found: Findings) -> str:
         "# Transfer study (SPoT)\n",
         f"{len(found.sources)} sources x {len(found.targets)} targets x {seeds} seeds: {count} source prompts, compared"
         f" at step {found.embedding_step} by {found.chosen}. Validation scores in percent, mean ± deviation over seeds."
-        " No task starts from itself or from a mixture that it is a part of.\n",
+        " No task starts from itself or from tasks joined by + of which it is one.\n",
         "## Relative error reduction\n",
         "In parentheses and in the picture: the percentage of the error without transfer that each takes away.\n",
         "![relative error reduction](error_reduction.png)\n",

@@ -20,11 +20,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from prompt_tuning import metrics
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.examples import Examples, Mixture, part_of
 from prompt_tuning.records import read_records
-from prompt_tuning.vocabulary import Vocabulary, warn_of_cut
+from prompt_tuning.vocabulary import Vocabulary, encodable, warn_of_cut
 
 SPLITS = ("train", "validation", "test")
 KEYS = ("name", "inputs", "target", "labels", "metric", *SPLITS)
@@ -61,6 +63,13 @@ class Description:
     """
 
     settings: Mapping[str, Any] = dataclasses.field(repr=False)
+
+    def __post_init__(self) -> None:
+        once = lambda value: list(value) if isinstance(value, Iterator) else value  # it may be opened again
+        object.__setattr__(self, "settings", {key: once(value) for key, value in self.settings.items()})
+
+    def __deepcopy__(self, memo: Any) -> "Description":
+        return self  # gin copies what it hands out, and nobody changes these rows
 
     def open(self, vocabulary: Vocabulary, lengths: Mapping[str, int]) -> Mixture:
         """The task, as a mixture of one. Raises UserError with the row, for anything that is not as it should be."""
@@ -99,6 +108,11 @@ class FileTask:
     @property
     def scored(self) -> bool:
         return True
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """What `score` gives."""
+        return tuple(self.settings["metric"])
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -152,6 +166,7 @@ class FileTask:
         for kind, text in (("inputs", inputs), ("target", target)):
             if not text.strip():
                 raise UserError(f"{at}: the {kind} is empty.")
+            encodable(text, f"{at}: the {kind}")
         if {"pearson", "spearman"} & set(self.settings["metric"]) and not _NUMBER.fullmatch(target.strip()):
             raise UserError(f"{at}: the target {target!r} is no number, which a correlation needs.")
         made: dict[str, Any] = {"inputs_pretokenized": inputs, "targets_pretokenized": target}
@@ -208,14 +223,22 @@ def _fill(template: str, at: str, row: Mapping[str, Any]) -> str:
             return match.group(0)[0]
         if column not in row:
             raise UserError(f"{at}: no column {column!r}; found {', '.join(row)}.{nearest(column, row)}")
-        if row[column] is None or row[column] == "" or row[column] != row[column]:  # the last is pandas' NaN
-            raise UserError(f"{at}: the column {column!r} is empty.")
-        if isinstance(row[column], list | dict):
+        found = row[column]
+        if isinstance(found, list | tuple | Mapping | np.ndarray):
             several = ' As target, with metric = "squad" alone, a list is the answers that count as right.'
-            raise UserError(f"{at}: the column {column!r} holds {row[column]!r:.60}, which is no text.{several}")
-        return str(row[column])
+            raise UserError(f"{at}: the column {column!r} holds {found!r:.60}, which is no text.{several}")
+        if found is None or found in ("", b"") or found != found:  # the last is pandas' NaN
+            raise UserError(f"{at}: the column {column!r} is empty.")
+        return _decoded(at, column, found) if isinstance(found, bytes) else str(found)
 
     return _COLUMN.sub(value, template)
+
+
+def _decoded(at: str, column: str, found: bytes) -> str:
+    try:
+        return found.decode()  # of TensorFlow Datasets, or a binary column of Parquet
+    except UnicodeDecodeError as error:
+        raise UserError(f"{at}: byte {error.start + 1} of the column {column!r} is not UTF-8.") from None
 
 
 def _checked(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -228,7 +251,9 @@ def _checked(path: Path, given: Mapping[str, Any]) -> dict[str, Any]:
             raise UserError(
                 f"{path}: {key} is {'not a text' if key in given else 'missing'}. It should look like:\n{EXAMPLE}"
             )
-    settings: dict[str, Any] = {"name": str(given.get("name", path.stem)), "inputs": given["inputs"]}
+    settings: dict[str, Any] = {"name": given.get("name", path.stem), "inputs": given["inputs"]}
+    if not isinstance(settings["name"], str) or not settings["name"].strip():
+        raise UserError(f"{path}: name is {settings['name']!r}; it is a word that files can be called by.")
     if not re.search(r"\{[^{}]+\}", settings["inputs"]):
         raise UserError(f'{path}: inputs names no column; write one in braces, as in "sentence: {{sentence}}".')
     settings["target"] = given["target"] if "{" in given["target"] else "{" + given["target"] + "}"

@@ -66,10 +66,12 @@ def _train(given: Run | Opened, stop: Stop) -> Result:
     optimizer, evaluate, feed = way.optimizer(opened), way.evaluator(opened), way.feed(opened)
     state, frozen = first_state(opened, optimizer)
     best = Best.none(way.kept(state.trainable), len(opened.slots))
-    identity = Identity(opened.base.digest, settings_of(run, opened.slots) | {"training examples": feed.digest})
+    identity = Identity(opened.base.digest, settings_of(run, opened.slots) | _given(opened, feed))
 
     held = job.first(run_folder.held(run.folder))
     with held, contextlib.closing(Checkpointer(run.folder)) as saved, device.on(opened.mesh):
+        if saved.latest is None:
+            _refuse_old_model(run)
         start = Restored(state, best, evaluated=True) if saved.latest is None else saved.restore(state, best, identity)
         state, best = start.state, start.best
         if job.writes():
@@ -105,6 +107,15 @@ def _train(given: Run | Opened, stop: Stop) -> Result:
             " LEARNING_RATE or with FROZEN_DTYPE=float32."
         )
     return Result(int(state.step), best, tuple(slot.name for slot in opened.slots), stop.is_set())
+
+
+def _refuse_old_model(run: Run) -> None:
+    """Raises UserError where the model of an earlier run, whose checkpoints are gone, would be taken for this one's."""
+    if run.tuning.whole_model and (run.folder / "base").is_dir():
+        raise UserError(
+            f"{run.folder / 'base'} holds the model of an earlier run, and no checkpoint to go on from is there. Give"
+            " another MODEL_DIR, or delete that folder to start anew."
+        )
 
 
 def _all_given_up(state: TrainState) -> bool:
@@ -222,6 +233,15 @@ def settings_of(run: Run, slots: Sequence[Slot]) -> dict[str, Any]:
     settings |= {"eval_split": run.data.eval_split, "eval_lengths": dict(run.data.eval_lengths or {})}
     settings["predict"] = configure.plain(run.predict)
     return settings | {name: {word(function): configure.bound(function)} for name, function in functions.items()}
+
+
+def _given(opened: Opened, feed: Feed) -> dict[str, Any]:
+    """What tasks and their files decide besides, as plain values."""
+    drawn = {
+        slot.name: {task.name: rate for task, rate in zip(mixture.tasks, mixture.rates, strict=True)}
+        for slot, mixture in zip(opened.slots, opened.mixtures, strict=True)
+    }
+    return {"training examples": feed.digest, "rates": drawn} | opened.run.tuning.scored_on(opened)
 
 
 def _computed(opened: Opened, model: Model) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import dataclasses
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import gin
 import jax
@@ -19,6 +19,7 @@ from prompt_tuning import batches, configure, device, infer, job, kinds, optim, 
 from prompt_tuning.base import save_t5x
 from prompt_tuning.checkpoint import Best
 from prompt_tuning.errors import UserError
+from prompt_tuning.examples import digest
 from prompt_tuning.run import Opened, Run
 from prompt_tuning.step import TrainState
 
@@ -43,6 +44,10 @@ class Tuning(Protocol):
 
     def evaluator(self, opened: Opened) -> Callable[[split.Params], tuple[Metrics, np.ndarray]]:
         """From the merged parameters to each slot's metrics and the score `[K]` that its best step is chosen by."""
+        ...
+
+    def scored_on(self, opened: Opened) -> dict[str, Any]:
+        """What decides the scores, as plain values; none where text is read as it comes."""
         ...
 
     def shown(self, score: float) -> float:
@@ -78,6 +83,18 @@ class _OnTasks:
             return metrics, np.array([infer.mean_metric(found) for found in metrics])
 
         return evaluate
+
+    def scored_on(self, opened: Opened) -> dict[str, Any]:
+        held = [held for of_slot in opened.held_out() for held in of_slot]
+        pairs = zip(opened.labels, opened.mixtures, strict=True)
+        labels = [own or task.labels for own, mixture in pairs for task in mixture.tasks]
+        methods = [opened.run.predict or infer.method_of(each) for each in labels]
+        distinct = {id(one.examples): one.examples for one in held}.values()
+        by = {configure.word(method): configure.bound(method) for method in methods}
+        metrics = {one.task.name: list(one.task.metrics) for one in held if hasattr(one.task, "metrics")}
+        names = [slot.name for slot in opened.slots]
+        ranked = {name: list(labels) for name, labels in zip(names, opened.labels, strict=True)}
+        return {"held-out examples": digest(distinct), "scored by": by, "metrics": metrics, "labels": ranked}
 
     def shown(self, score: float) -> float:
         return score
@@ -117,6 +134,9 @@ class _OnText:
             return [{"validation_loss": float(loss)} for loss in losses], -losses
 
         return evaluate
+
+    def scored_on(self, opened: Opened) -> dict[str, Any]:
+        return {}
 
     def shown(self, score: float) -> float:
         return -score  # a loss
@@ -162,13 +182,13 @@ class PromptTuning(_OnTasks):
                 if int(state.step) >= opened.run.eval_period:
                     said.append(f"{slot.name}: no evaluation gave a number, so no prompt is the best; numpy_checkpoints has them all")  # fmt: skip # noqa: E501
                 continue
-            path, lengths = opened.run.folder / "prompts" / f"{slot.name}.safetensors", opened.run.data.lengths
+            path, data = opened.run.folder / "prompts" / f"{slot.name}.safetensors", opened.run.data
             card = prompt_file.Card(
                 name=slot.name, task=opened.mixtures[k].name, labels=opened.labels[k],
                 placement=slot.placement.__name__, init=str(configure.plain(slot.init)), seed=slot.seed,
                 step=int(best.step[k]), score=float(best.score[k]), metric=self.scored_by,
                 base=opened.base.path, base_digest=opened.base.digest,
-                input_length=lengths["inputs"], target_length=lengths["targets"],
+                input_length=(data.eval_lengths or data.lengths)["inputs"], target_length=data.lengths["targets"],
             )  # fmt: skip
             if job.writes():
                 vectors = best.params["prompt"]["bank"][k, : slot.length]

@@ -115,6 +115,15 @@ def _model_file(path: Path) -> Path:
     return next((p for p in inside if p.is_file()), path)
 
 
+def encodable(text: str, what: str) -> str:
+    """The text. Raises UserError, which begins with `what` it is, where half of a character stands in it."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{what} {text!a} is not UTF-8: character {error.start + 1} is half of one.") from None
+    return text
+
+
 def warn_of_cut(lost: int, total: int, of: str, limit: int) -> None:
     """Says that targets were cut, which no training puts right."""
     if lost:

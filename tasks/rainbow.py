@@ -124,8 +124,10 @@ def social_iqa() -> None:
 def _labelled_beside(name: str, folder: str, fields: Sequence[str], labels: Sequence[str]) -> None:
     """A set whose labels, 1 for the first, stand line by line in a second file, `train-labels.lst`."""
 
+    labels_of = lambda path: [path.with_name(f"{path.stem}-labels.lst")]
+
     def read(path: Path, records: Sequence[Record], split: str) -> Rows:
-        beside = path.with_name(f"{path.stem}-labels.lst")
+        (beside,) = labels_of(path)
         given = beside.read_text().split() if beside.is_file() else [None] * len(records)
         rows: Rows = []
         for n, record in enumerate(records):
@@ -137,7 +139,7 @@ def _labelled_beside(name: str, folder: str, fields: Sequence[str], labels: Sequ
 
     add(
         name,
-        local_only(folder, read),
+        local_only(folder, read, beside=labels_of),
         formats.classify(fields, labels),
         [metrics.accuracy],
         labels=labels,

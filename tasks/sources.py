@@ -1,5 +1,6 @@
 """Where examples come from: the official files under DATA_DIR, or TensorFlow Datasets at a pinned version."""
 
+import copy
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +27,7 @@ class OfficialFiles:
       dtypes: of the features that are not text.
       columns: of a split whose file has no header line, the names of its columns.
       any_width: skip rows that lack a column, as TensorFlow Datasets does, instead of refusing the file.
+      beside: the files that `read` opens besides the one it is given.
     """
 
     folders: tuple[str, ...]
@@ -34,6 +36,7 @@ class OfficialFiles:
     dtypes: Mapping[str, tf.DType] = dataclasses.field(default_factory=dict)
     columns: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     any_width: bool = False
+    beside: Callable[[Path], Sequence[Path]] = lambda path: ()
 
     def folder(self, data_dir: str | Path) -> Path | None:
         """The task's folder below DATA_DIR, which may also name one of the folders below it."""
@@ -90,14 +93,19 @@ class Source(seqio.DataSource):
 
     def at(self, data_dir: str) -> "Source":
         """The same source, looking for official files in `data_dir`."""
-        return Source(self.tfds_name, self.split_names, self.official, data_dir, self.keep)
+        other = copy.copy(self)  # whatever a subclass has besides
+        other.data_dir = data_dir
+        return other
 
     def only(self, *splits: str) -> "Source":
         """The same source with some of its splits."""
-        official = self.official
-        if official:
-            official = dataclasses.replace(official, files={s: official.files[s] for s in splits})
-        return Source(self.tfds_name, {s: self.split_names[s] for s in splits}, official, self.data_dir, self.keep)
+        some, names = copy.copy(self), {s: self.split_names[s] for s in splits}
+        some.split_names, some._splits = names, names
+        if some.official:
+            some.official = dataclasses.replace(some.official, files={s: some.official.files[s] for s in splits})
+        if some.tfds_name:
+            some._tfds = seqio.TfdsDataSource(some.tfds_name, splits=dict(names))
+        return some
 
     @property
     def here(self) -> tuple[OfficialFiles, Path] | None:
@@ -112,7 +120,8 @@ class Source(seqio.DataSource):
         paths = list(self.official.places(data_dir)) if self.official and data_dir else []
         if self.here is not None:
             official, folder = self.here
-            return [*paths, *(folder / file for files in official.files.values() for file in files)]
+            files = [folder / file for names in official.files.values() for file in names]
+            return [*paths, *files, *(path for file in files for path in official.beside(file))]
         root = Path(os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
         prepared = root / (self.tfds_name or "").replace(":", "/")
         if not self.tfds_name or ":" not in self.tfds_name or not prepared.is_dir():
@@ -186,9 +195,12 @@ class Source(seqio.DataSource):
 LOCAL = {"train": ("train.tsv", "train.jsonl"), "validation": ("dev.tsv", "val.jsonl", "dev.jsonl")}
 
 
-def local_only(folder: str, read: Callable[[Path, Sequence[Record], str], Rows], label: tf.DType = tf.int64) -> Source:
+def local_only(
+    folder: str, read: Callable[[Path, Sequence[Record], str], Rows], label: tf.DType = tf.int64,
+    beside: Callable[[Path], Sequence[Path]] = lambda path: (),
+) -> Source:  # fmt: skip
     """A set that stands in no TensorFlow Datasets: its files in DATA_DIR/spot, `{train,dev}.tsv` or `.jsonl`."""
-    official = OfficialFiles((f"spot/{folder}",), LOCAL, read, {"label": label, "idx": tf.int32})
+    official = OfficialFiles((f"spot/{folder}",), LOCAL, read, {"label": label, "idx": tf.int32}, beside=beside)
     return Source(None, {split: split for split in LOCAL}, official)
 
 

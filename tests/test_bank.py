@@ -93,8 +93,8 @@ def test_a_prompt_without_labels_writes_as_does_one_that_is_given_none(home, tun
 def test_a_text_has_the_tokens_that_its_prompt_was_trained_on_or_those_that_a_row_has_room_for(tuned, monkeypatch):
     tuned.add(dataclasses.replace(prompt(6, 5), card=Card(name="p5", labels=LABELS)))
     lengths: list[int] = []
-    count = lambda answerer, params, questions, **_: lengths.extend(len(q.inputs) for q in questions)
-    monkeypatch.setattr(infer, "rank", lambda *args, **more: count(*args, **more) or [None] * len(args[2]))
+    count = lambda questions: lengths.extend(len(q.inputs) for q in questions)
+    monkeypatch.setattr(infer, "rank", lambda *args: count(args[2]) or [None] * len(args[2]))
     tuned.predict(["review: " + "a dull film about love " * 50] * 2, prompt=["p1", "p5"])
     tuned.remove("p5")
     assert lengths == [32, SHAPE.row_length - 6]
@@ -242,7 +242,7 @@ def test_a_text_that_is_cut_ends_as_those_trained_on_do(home):
     text = "review: a fine film about war and rain"
     inputs, cut = tuned.vocabulary.tokenise([text], 8)
     assert cut == 1
-    assert tuned._question(tuned.bank, Request(text, "p1")).inputs.tolist() == inputs[0].tolist()
+    assert tuned._question(tuned.bank, tuned.now.answerer, Request(text, "p1")).inputs.tolist() == inputs[0].tolist()
 
 
 def test_what_does_not_fit_is_refused_and_changes_nothing(home, tuned):
@@ -309,6 +309,13 @@ def test_what_is_sampled_for_a_slot_does_not_depend_on_the_others(home):
     asked = [infer.Question(np.array([5, 6, n, 1], np.int32), slot) for n in range(7, 12) for slot in (1, 0)]
     drawn = lambda asked: [a.text for q, a in zip(asked, infer.write(answerer, params, asked, decode.sample, 3), strict=True) if q.slot == 0]  # fmt: skip # noqa: E501
     assert drawn(asked) == drawn([question for question in asked if question.slot == 0])
+
+
+def test_a_written_answer_is_as_long_as_its_own_prompt_was_trained_to_write(home):
+    short, long = prompt(3, 1), prompt(3, 2, target_length=90)
+    ask = lambda *loaded: PromptTuned.load(str(home / "base"), loaded).predict(TEXTS[0], decode=True, prompt="p1")[0]
+    alone, beside = ask(short), ask(short, long)
+    assert alone.text == beside.text and alone.score == pytest.approx(beside.score, rel=1e-4)
 
 
 def test_a_prompt_is_named_by_its_card_or_else_its_file(home, tmp_path: Path, tuned):

@@ -83,6 +83,7 @@ def test_show_of_a_task_file_needs_no_tensorflow(tmp_path, model):
     run = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, capture_output=True, text=True)
     assert "text: good" in run.stdout
     assert "yes 50.0 %" in run.stdout
+    assert data_command.main(["show", "--task_file", str(task), "--vocabulary", "tiny"]) == 0
 
 
 def test_show_prints_brackets_in_labels_as_they_are(capsys, tmp_path, model):

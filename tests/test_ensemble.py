@@ -11,9 +11,10 @@ from conftest import flags
 from prompt_tuning import cli, ensemble, evaluate, metrics, prompt_file
 from prompt_tuning.examples import LENGTHS
 from prompt_tuning.infer import Answer
+from prompt_tuning.over_prompts import over_prompts
 from prompt_tuning.predict import PromptTuned
 from prompt_tuning.prompt_file import Prompt
-from prompt_tuning.run import Data, Run, over_prompts
+from prompt_tuning.run import Data, Run
 
 LABELS = ("flat", "war", "rain", "film")  # of as many pieces each
 

@@ -65,6 +65,9 @@ MISTAKES = {
     "a step origin that is no number": ({"STEP_ORIGIN": "abc"}, "STEP_ORIGIN is 'abc'; it is a number"),
     "a weight decay that is no number": ({"WEIGHT_DECAY": "abc"}, "WEIGHT_DECAY is 'abc'"),
     "a text that is none": ({"PROMPT_INIT": "@text", "PROMPT_TEXT": 42}, "PROMPT_TEXT is 42; it is text"),
+    "a prompt file that nothing starts from": ({"PROMPT_FILE": "p.npy"}, "no prompt starts from it"),
+    "a text that nothing starts from": ({"PROMPT_TEXT": "classify"}, "Type --gin.PROMPT_INIT=@text"),
+    "a label twice": ({"CLASS_LABELS": ["positive", "negative", "positive"]}, "each stands there once"),
     "no prompt file": ({"PROMPT_INIT": "@from_file"}, "PROMPT_FILE is None; it is text"),
     "nothing to sample from": ({"sampled_vocabulary.population": 0}, "sampled_vocabulary.population is 0"),
     "a scale that is none": ({"PROMPT_INIT": "@random_uniform", "random_uniform.scale": "x"}, "scale is 'x'"),
@@ -134,7 +137,7 @@ def test_a_home_folder_may_be_written_as_a_tilde(home, tmp_path, monkeypatch):
 
 
 def test_a_prompt_of_another_width_or_length_is_refused(home, tmp_path, capsys):
-    for shape, expected in (((5, 8), "5 x 8"), ((7, 16), "--gin.PROMPT_LENGTH=7")):
+    for shape, expected in (((5, 8), "8 wide"), ((7, 16), "--gin.PROMPT_LENGTH=7")):
         prompt_file.save_npy(tmp_path / "prompt.npy", np.zeros(shape, np.float32))
         settings = {"PROMPT_INIT": "@from_file", "PROMPT_FILE": tmp_path / "prompt.npy"}
         assert expected in complaint(capsys, ["train", *flags(home, tmp_path / "run", **settings)])

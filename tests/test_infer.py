@@ -3,6 +3,7 @@
 import dataclasses
 from types import SimpleNamespace
 
+import gin
 import jax
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from conftest import TINY, random_bank, random_params
 
 from prompt_tuning import decode, device, infer, layout, planning
 from prompt_tuning.errors import UserError
-from prompt_tuning.examples import Examples, Ragged
+from prompt_tuning.examples import Examples, Mixture, Ragged
 from prompt_tuning.grouping import Fixed, roomy
 from prompt_tuning.progress import bar
+from prompt_tuning.run import held_out
 from prompt_tuning.slots import Slot
 from prompt_tuning.step import Model
 
@@ -161,10 +163,12 @@ def test_each_task_of_a_mixture_is_ranked_with_its_own_labels_or_written(monkeyp
     labels, held_out = (("x", "y"), (), ("z",)), []
     for n, name in enumerate("bac"):
         examples = Examples(name, "validation", Ragged.of([[n], [n, n]]), Ragged.of([]), ())
-        held_out.append((SimpleNamespace(name=name, labels=labels[n]), examples))
+        held_out.append(infer.Held(SimpleNamespace(name=name, labels=labels[n]), examples))
     (found,) = infer.answer_all(SimpleNamespace(labels=[()]), {}, [held_out])
     for n, how in enumerate(("ranked", "written", "ranked")):
         assert found[n] == [(how, labels[n], [n]), (how, labels[n], [n, n])]
+    (found,) = infer.answer_all(SimpleNamespace(labels=[("own",)]), {}, [held_out])
+    assert {answer[:2] for task in found for answer in task} == {("ranked", ())}, "the slot's labels go before"
 
 
 @dataclasses.dataclass
@@ -174,6 +178,10 @@ class Scored:
     name: str
     splits: tuple[str, ...]
     metrics: dict[str, float]
+    scored = True
+
+    def load(self, split):
+        return None
 
     def score(self, examples, predictions):
         return self.metrics
@@ -186,9 +194,37 @@ def test_steps_are_compared_by_the_tasks_that_are_trained_on_each_counting_alike
         Scored("rte", both, {"accuracy": 90.0}),
         Scored("zero_shot", ("validation",), {"accuracy": 0.0}),
     ]
-    score = lambda tasks: infer.score([(task, None) for task in tasks], [[] for _ in tasks])
-    found = score(tasks)
+    drawn = lambda tasks, *rates: Mixture("m", tuple(tasks), rates or (1.0,) * len(tasks))
+    score = lambda mixture: infer.score(held_out(mixture, "validation", mixture.tasks), [[] for _ in mixture.tasks])
+    found = score(drawn(tasks))
     assert found["cb/f1"] == 10 and found["zero_shot/accuracy"] == 0
     assert infer.mean_metric(found) == found["mean_of_tasks"] == 55
-    assert infer.mean_metric(score(tasks[:1])) == 20 and score(tasks[:1]).keys() == {"f1", "accuracy"}
-    assert infer.mean_metric(score([tasks[2], tasks[2]])) == 0, "where nothing is trained, all count"
+    one = score(drawn(tasks[:1]))
+    assert infer.mean_metric(one) == 20 and one.keys() == {"f1", "accuracy"}
+    assert infer.mean_metric(score(drawn([tasks[2], tasks[2]]))) == 0, "where nothing is trained, all count"
+    assert score(drawn(tasks, 1.0, 0.0, 0.0))["mean_of_tasks"] == 20, "a task of rate 0 is not trained on"
+
+
+def test_a_calibrating_text_is_read_as_far_as_any(letters):
+    """Cut where the prompt's inputs are: a text that calibrates itself leaves every label as likely as the others."""
+    mesh, text = device.make_mesh(), "letters " * 6
+    one = answerer(mesh, letters, input_lengths=[12, 12])
+    params = random_params() | {"prompt": {"bank": random_bank([4, 7])}}
+    asked = [infer.Question(one.encode(text, k), k) for k in range(2)]
+    assert len(asked[0].inputs) == 12 and asked[0].inputs[-1] == letters.eos_id
+    with device.on(mesh):
+        for answer in infer.rank(one, device.put_everywhere(params, mesh), asked, content_free=[text]):
+            assert max(answer.probabilities.values()) == pytest.approx(1 / len(answer.probabilities), abs=1e-4)
+
+
+def test_a_decoder_with_other_settings_is_another_program(letters, asked):
+    mesh, one = device.make_mesh(), answerer(device.make_mesh(), letters, target_length=6)
+    params = device.put_everywhere(random_params() | {"prompt": {"bank": random_bank([4, 7])}}, mesh)
+    found = []
+    for k in (1, 90):
+        gin.clear_config()
+        gin.bind_parameter("sample.top_k", k)
+        with device.on(mesh):
+            found.append([answer.text for answer in infer.write(one, params, asked[:8], decode.sample)])
+            best = [answer.text for answer in infer.write(one, params, asked[:8], decode.greedy)]
+    assert found[0] == best != found[1]

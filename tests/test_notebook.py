@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import pytest
@@ -67,6 +68,19 @@ def _asked(tuned, rows):
     return tuned.predict([f"message: {row['text']}" for row in rows], prompt="sms-seed1-length3")
 
 
+def test_another_run_does_not_change_what_an_earlier_one_answers(tmp_path):
+    task, texts = SMS | {"validation": ROWS[:10]}, [f"message: {row['text']}" for row in ROWS[:4]]
+    one = tune("tiny", task, tmp_path / "a", DECODER="@sample", RANDOM_SEED=3, **FEW)
+    before = [answer.text for answer in one.predict(texts, decode=True)]
+    tune("tiny", task, tmp_path / "b", DECODER="@beam_search", **FEW)
+    assert [answer.text for answer in one.predict(texts, decode=True)] == before
+
+
+def test_rows_that_come_once_may_be_read_twice(tmp_path):
+    once = SMS | {"train": iter(ROWS), "validation": iter(ROWS[:10])}
+    assert tune("tiny", once, tmp_path, EVAL_FEATURE_LENGTHS=None, **FEW).only == "sms"
+
+
 def test_names_go_before_a_gin_file(tmp_path):
     tuned = tune("tiny", "demo_acceptability", tmp_path, gin_files=["runs/quickstart.gin"], **FEW)
     assert tuned.prompts[tuned.only].card.task == "demo_acceptability"
@@ -101,6 +115,13 @@ def test_an_interrupted_run_is_saved_and_goes_on(tmp_path):
         (SMS, {"TRAIN_STEP": 3}, "Nothing uses the name TRAIN_STEP. Did you mean 'TRAIN_STEPS'"),
         (SMS, {"train_steps": 3}, "Did you mean 'TRAIN_STEPS'"),
         (SMS, {"TRAIN_STEPS": "many"}, "TRAIN_STEPS is 'many'; it is a whole number from 1.\\Z"),
+        (SMS, {"GRID": [0, 1]}, "it is a table of lists"),
+        (SMS, {"LEARNING_RATE": float("nan")}, "LEARNING_RATE is nan; it is a number from 0"),
+        (SMS, {"LEARNING_RATE": float("inf")}, "LEARNING_RATE is inf"),
+        (SMS, {"gin_files": "runs/sst2_small.gin"}, "gin_files is 'runs/sst2_small.gin'; it is a list of texts"),
+        (SMS | {"name": ""}, {}, "name is ''; it is a word"),
+        (SMS | {"name": None}, {}, "name is None"),
+        (SMS | {"train": [{"text": "\ud800", "label": 0}]}, {}, r"train\[0\]: the inputs .* is not UTF-8"),
         (SMS | {"lables": []}, {}, "unknown setting 'lables'. Did you mean 'labels'"),
         ({1: "x"}, {}, "1 is none of them"),
         (SMS | {"train": []}, {}, "train is a file, or a list of files, or of rows .* found an empty list"),
@@ -119,6 +140,23 @@ def test_what_cannot_be_done_is_said(tmp_path, task, names, said):
     task = task | {"validation": ROWS[:2]} if isinstance(task, dict) and "validation" in task else task
     with pytest.raises(UserError, match=said):
         tune("tiny", task, tmp_path, **FEW | names)
+
+
+@pytest.mark.parametrize("folder", ["file", "file/below", None, 7])
+def test_a_folder_that_cannot_be_one_is_named(tmp_path, folder):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"file|folder is (None|7); it is text"):
+        tune("tiny", SMS | {"validation": ROWS[:2]}, tmp_path / folder if isinstance(folder, str) else folder, **FEW)
+
+
+def test_what_refers_to_a_function_may_stand_inside_a_table(tmp_path):
+    task, inits = SMS | {"validation": ROWS[:10]}, ["@sampled_vocabulary", "@class_labels"]
+    names = FEW | {"TRAIN_STEPS": 2, "GRID": {"init": inits, "seed": [3]}}
+    tuned = tune("tiny", types.MappingProxyType(task), tmp_path, **names)
+    assert tuned.bank.names == ("sms-sampled_vocabulary", "sms-class_labels")
+    assert repr(tuned) == "PromptTuned(tiny: sms-sampled_vocabulary, sms-class_labels)"
+    with pytest.raises(UserError, match="Texts to answer are a str or several; found 5"):
+        tuned.predict(5)
 
 
 def test_a_table_of_pandas_is_told_what_its_rows_are():

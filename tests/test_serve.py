@@ -39,7 +39,8 @@ def write_prompts(home: Path, folder: Path) -> Path:
     rng = np.random.default_rng(5)
     kinds = {"short": (3, LABELS), "long": (9, LABELS), "three": (5, ("fine", "dull", "great")), "free": (4, ())}
     for name, (length, labels) in kinds.items():
-        card = prompt_file.Card(name="another name", labels=labels, base=str(home / "base"))
+        answers = 70 if name == "free" else None  # its answers may be longer than the others'
+        card = prompt_file.Card(name="another name", labels=labels, base=str(home / "base"), target_length=answers)
         vectors = rng.normal(size=(length, 16)).astype(np.float32)
         prompt_file.save_safetensors(folder / f"{name}.safetensors", prompt_file.Prompt(vectors, card))
     (folder / "notes.txt").write_text("not a prompt")
@@ -158,7 +159,7 @@ def stream(server, prompt: str, text: str) -> list[tuple[str, dict]]:
 
 
 def test_texts_written_together_are_those_that_greedy_decoding_writes_alone(server, folder, home):
-    tuned = PromptTuned.open(str(home / "base"), slots=2, length=4)
+    tuned = PromptTuned.open(str(home / "base"), slots=2, length=4, answer_length=70)
     pairs = [(name, text) for name in ("short", "free") for text in TEXTS]
     for name in ("short", "free"):
         tuned.add(folder / f"{name}.safetensors", name)
@@ -364,15 +365,21 @@ def test_serving_says_how_to_install_what_it_needs(folder):
 
 MISTAKES = {
     "a folder that is not there": (["--prompts", "/nowhere"], "There is no folder /nowhere"),
-    "prompts that name no base": (["--prompts", "EMPTY"], "--base"),
+    "no prompts, and no base": (["--prompts", "EMPTY"], "prompts is there. Name a folder that does, or the base"),
+    "a port that is taken": (
+        ["--prompts", "FOLDER", "--port", "TAKEN"],
+        "listened to (Address already in use)",
+    ),
     "too few slots": (["--prompts", "FOLDER", "--slots", "2"], "--slots 4"),
 }
 
 
 @pytest.mark.parametrize("argv, expected", MISTAKES.values(), ids=MISTAKES)
 def test_a_mistake_is_explained_before_anything_is_served(folder, tmp_path, capsys, argv, expected):
-    places = {"EMPTY": str(tmp_path), "FOLDER": str(folder)}
-    assert cli.main(["serve", *(places.get(word, word) for word in argv)]) == 2
+    (tmp_path / "prompts").mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        places = {"EMPTY": str(tmp_path), "FOLDER": str(folder), "TAKEN": str(taken.getsockname()[1])}
+        assert cli.main(["serve", *(places.get(word, word) for word in argv)]) == 2
     assert expected in capsys.readouterr().err
 
 

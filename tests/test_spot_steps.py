@@ -265,6 +265,8 @@ MISTAKES = {
     "an embedding behind the end": ({"EMBEDDING_STEP": 6}, "TRAIN_STEPS=4"),
     "more than there are": ({"TOP_K": 5}, "4 source prompts"),
     "slots of one's own": ({"SLOTS": [{"seed": 1}]}, "SLOTS"),
+    "labels of one's own": ({"CLASS_LABELS": ["yes", "no"]}, "leave CLASS_LABELS out"),
+    "a seed of one's own": ({"RANDOM_SEED": 7}, "leave RANDOM_SEED out"),
     "a misspelt name": ({"SOURCE_STEP": 3}, "'SOURCE_STEPS'"),
 }
 
@@ -276,6 +278,13 @@ def test_a_mistake_is_explained_and_nothing_is_written(home, tasks, tmp_path, ca
     assert cli.main(argv(home, tmp_path / "run", tasks, **settings)) == 2
     assert expected in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_another_run_is_left_alone(home, tasks, tmp_path, capsys):
+    (tmp_path / "checkpoints").mkdir()
+    assert cli.main(argv(home, tmp_path, tasks)) == 2
+    assert "holds a run of `train`" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoints"]
 
 
 OTHERWISE = {

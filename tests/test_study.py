@@ -1,5 +1,6 @@
 """A study's tables on invented scores: what is averaged over what, what is compared with what."""
 
+import dataclasses
 import itertools
 import math
 from pathlib import Path
@@ -99,7 +100,19 @@ def test_a_target_starts_from_no_mixture_that_it_is_a_part_of():
     scratch = Scratch({s: tuned(s[0], 80) for s in compared.sources}, {("cb", 0): tuned("cb", 70)})
     found = study.findings(settings, scratch, compared, {(("b", 0), "cb"): 75.0})
     assert np.isnan(found.similarity[:, 0, 0, :, 0]).tolist() == [[True, False]] * 2
+    assert not spot_steps.may_start("cb_prefixed+b", "cb") and not spot_steps.may_start("cb", "cb_prefixed")
     assert spot_steps.may_start("cb", "a+cb") and not spot_steps.may_start("b+a", "a+b"), "a part may start the whole"
+
+
+def test_no_average_is_made_of_a_source_that_points_away(both):
+    """One such target prompt costs the study that one tuning."""
+    away = np.array(both)
+    places = {s: i for i, s in enumerate(PROMPTS)}, {t: len(PROMPTS) + i for i, t in enumerate(GOALS)}
+    away[:, : len(PROMPTS), places[1]["d", 1]] = away[:, places[1]["d", 1], : len(PROMPTS)] = -0.1
+    settings = dataclasses.replace(SETTINGS, average_top=(2,), mixture_top=(1,))
+    average, mixture = study._of_several(settings, Compared(away, *places)).values()
+    assert {(r.target, r.seed) for r in average} == {*GOALS} - {("d", 1)}
+    assert {(r.target, r.seed) for r in mixture} == {*GOALS}
 
 
 def test_tasks_that_are_alike_stand_together():

@@ -10,7 +10,7 @@ import sentencepiece
 
 from prompt_tuning import metrics
 from prompt_tuning.errors import UserError
-from prompt_tuning.task_file import open_task_file
+from prompt_tuning.task_file import Description, open_task_file
 from prompt_tuning.vocabulary import Vocabulary
 
 LENGTHS = {"inputs": 64, "targets": 8}
@@ -62,6 +62,16 @@ def test_the_template_makes_the_text_and_the_file_names_the_task(write, vocabula
     assert examples.texts[0]["inputs_pretokenized"] == "hypothesis: the film is thin premise: a thin plot"
     assert examples.inputs[0].tolist() == [*vocabulary.encode(examples.texts[0]["inputs_pretokenized"]), 1]
     assert [vocabulary.decode(t) for t in (examples.targets[0], examples.targets[1])] == ["entailment", "neutral"]
+
+
+def test_bytes_are_text_in_utf_8(vocabulary):
+    task = lambda text: Description({"inputs": "a {text}", "target": "{text}", "train": [{"text": text}]}).open(vocabulary, LENGTHS)  # fmt: skip # noqa: E501
+    (text,) = task("zoë".encode()).tasks[0].texts("train")
+    assert text["inputs_pretokenized"] == "a zoë"
+    with pytest.raises(UserError, match=r"train\[0\]: byte 3 of the column 'text' is not UTF-8"):
+        task("zoë".encode("latin1")).tasks[0].texts("train")
+    with pytest.raises(UserError, match="which is no text"):
+        task(("a", "b")).tasks[0].texts("train")
 
 
 @pytest.mark.parametrize("ending", ["jsonl", "csv", "tsv", "parquet"])

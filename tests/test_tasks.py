@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from prompt_tuning import data
 from prompt_tuning.data import known_names, open_mixture
 from prompt_tuning.errors import UserError
+from tasks import sources
 from tasks.reference_names import own_name
 
 seqio = pytest.importorskip("seqio")
@@ -405,3 +407,17 @@ def test_social_iqa_reads_its_labels_beside_it(tmp_path, letters):
     files = {"spot/SocialIQA/train.jsonl": json.dumps(row) + "\n", "spot/SocialIQA/train-labels.lst": "3\n"}
     task = open_mixture("spot_social_iqa", letters, data_dir=official(tmp_path, files)).tasks[0]
     assert task.load("train").texts[0]["targets_pretokenized"] == "answerC"
+    assert tmp_path / "spot/SocialIQA/train-labels.lst" in data.looked_at(task), (
+        "so that what is kept of it is not stale"
+    )
+    assert tmp_path / "spot/SocialIQA/dev-labels.lst" in data.looked_at(task)
+
+
+def test_a_source_of_ones_own_stays_one_where_it_looks_elsewhere():
+    class Mine(sources.Source):
+        """With a `get_dataset` of its own, say."""
+
+    mine = Mine("imdb_reviews:1.0.0", {"train": "train", "validation": "test"})
+    assert type(mine.at("elsewhere")) is type(mine.only("train")) is Mine
+    assert (mine.at("elsewhere").data_dir, mine.data_dir) == ("elsewhere", None)
+    assert (mine.only("train").splits, mine.splits) == (("train",), ("train", "validation"))

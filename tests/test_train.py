@@ -1,5 +1,6 @@
 """A run from a gin configuration: it learns, resumes to the bit, and its files are what a person expects."""
 
+import dataclasses
 import json
 import math
 import os
@@ -12,12 +13,28 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import flags
+from conftest import configured, flags
 from matplotlib import axes
 
-from prompt_tuning import base, cli, configure, device, optim, prompt_file, report, split, task_file, train
+from prompt_tuning import (
+    base,
+    cli,
+    configure,
+    device,
+    examples,
+    layout,
+    optim,
+    prompt_file,
+    report,
+    split,
+    task_file,
+    train,
+)
 from prompt_tuning.checkpoint import Best, Checkpointer
-from prompt_tuning.run import Run
+from prompt_tuning.errors import UserError
+from prompt_tuning.over_prompts import over_prompts
+from prompt_tuning.prompt_file import Prompt
+from prompt_tuning.run import Run, open_run
 from prompt_tuning.slots import Slot
 
 
@@ -220,7 +237,102 @@ def test_a_run_does_not_go_on_with_other_examples_and_does_with_another_log(home
     assert run(home, tmp_path / "run", TASK_FILE=task, TRAIN_STEPS=6, LOG_PERIOD=1) == 0
     task.write_text(task.read_text().replace("review:", "a review:"))
     assert run(home, tmp_path / "run", TASK_FILE=task, TRAIN_STEPS=9) == 2
-    assert "training examples" in capsys.readouterr().err
+    assert "the training examples are others" in capsys.readouterr().err
+
+
+def test_a_run_does_not_go_on_with_other_scores(home, tmp_path, capsys):
+    """Whatever the best step was chosen by: held-out examples, the decoder where answers are written, calibration."""
+    free = [line for line in (home / "task.toml").read_text().splitlines() if not line.startswith("labels")]
+    told = "\n".join(free).replace('"train.jsonl"', f'"{home / "train.jsonl"}"')
+    (tmp_path / "dev.jsonl").write_text((home / "dev.jsonl").read_text())
+    (tmp_path / "task.toml").write_text(told)
+    names = {"TASK_FILE": tmp_path / "task.toml", "PROMPT_INIT": "@random_uniform", "EVAL_PERIOD": 1}
+    assert run(home, tmp_path / "run", **names, TRAIN_STEPS=1) == 0
+    assert run(home, tmp_path / "run", **names, TRAIN_STEPS=2, DECODER="@sample") == 2
+    assert "decoder was greedy and is sample" in capsys.readouterr().err
+    (tmp_path / "dev.jsonl").write_text((home / "train.jsonl").read_text())
+    assert run(home, tmp_path / "run", **names, TRAIN_STEPS=2) == 2
+    assert "the held-out examples are others" in capsys.readouterr().err
+    assert run(home, tmp_path / "ranked", TRAIN_STEPS=1, EVAL_PERIOD=1) == 0
+    assert run(home, tmp_path / "ranked", TRAIN_STEPS=2, EVAL_PERIOD=1, DECODER="@sample") == 0, "nothing is written"
+    assert run(home, tmp_path / "ranked", TRAIN_STEPS=3, EVAL_PERIOD=1, **{"rank.content_free": ["review: "]}) == 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('metric = "accuracy"', 'metric = "macro_f1"', "metrics: films was ['accuracy'] and is ['macro_f1']"),
+        ('["negative", "positive"]', '["positive", "negative"]', "labels: films was ['negative', 'positive']"),
+    ],
+    ids=["metric", "order of labels"],
+)
+def test_a_run_does_not_go_on_with_another_task_file(home, tmp_path, capsys, old, new, said):
+    told = (home / "task.toml").read_text().replace(' = "train', f' = "{home}/train').replace('"dev', f'"{home}/dev')
+    (tmp_path / "task.toml").write_text(told)
+    assert run(home, tmp_path / "run", TASK_FILE=tmp_path / "task.toml", TRAIN_STEPS=3) == 0
+    (tmp_path / "task.toml").write_text(told.replace(old, new))
+    assert run(home, tmp_path / "run", TASK_FILE=tmp_path / "task.toml", TRAIN_STEPS=6) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_prompt_of_a_grid_that_is_not_typed_again_is_looked_for_by_its_names(home, tmp_path, capsys):
+    assert run(home, tmp_path / "run", GRID={"seed": [0, 1]}) == 0
+    assert cli.main(["eval", *flags(home, tmp_path / "run")]) == 2
+    said = capsys.readouterr().err
+    assert "which holds films-seed0, films-seed1. Type the GRID" in said and "--prompts" in said
+    with pytest.raises(UserError, match="2 prompts: films-seed0, films-seed1"):
+        prompt_file.find(tmp_path / "run" / "prompts")
+    assert prompt_file.find(f"{tmp_path}/run/prompts:films-seed1").name == "films-seed1.safetensors"
+
+
+def test_a_mixture_goes_on_with_its_rates(home, tmp_path, capsys, monkeypatch):
+    for name, file in (("a", "train"), ("b", "dev")):
+        lines = f'name = "{name}"\ninputs = "review: {{text}}"\ntarget = "label"\nlabels = ["negative", "positive"]\n'
+        (tmp_path / f"{name}.toml").write_text(
+            lines + f'train = "{home}/{file}.jsonl"\nvalidation = "{home}/dev.jsonl"'
+        )
+    names = {"TASK_FILE": None, "MIXTURE_OR_TASK_NAME": f"{tmp_path}/a.toml+{tmp_path}/b.toml", "EVAL_PERIOD": 1}
+    assert run(home, tmp_path / "run", **names, TRAIN_STEPS=1) == 0
+    real = examples.proportional
+    monkeypatch.setattr(
+        "prompt_tuning.run.proportional", lambda parts: dataclasses.replace(real(parts), rates=(0.5, 0.5))
+    )
+    assert run(home, tmp_path / "run", **names, TRAIN_STEPS=2) == 2
+    assert "rates: " in (said := capsys.readouterr().err) and "is 0.5" in said
+
+
+def test_two_tasks_of_one_name_are_no_mixture(home, tmp_path, capsys):
+    (tmp_path / "task.toml").write_text((home / "task.toml").read_text().replace(' = "train', f' = "{home}/train'))
+    both = f"{tmp_path}/task.toml+{home}/task.toml"
+    assert run(home, tmp_path / "run", TASK_FILE=None, MIXTURE_OR_TASK_NAME=both) == 2
+    assert "two tasks called 'films'" in capsys.readouterr().err
+
+
+def test_a_split_that_no_task_of_a_mixture_has_is_named(home, tmp_path, capsys):
+    (tmp_path / "other.toml").write_text(
+        (home / "task.toml").read_text().replace('"films"', '"other"').replace(' = "train', f' = "{home}/train')
+    )
+    both = f"{tmp_path}/other.toml+{home}/task.toml"
+    assert run(home, tmp_path / "run", TASK_FILE=None, MIXTURE_OR_TASK_NAME=both, EVAL_SPLIT="validaton") == 2
+    assert "has no split 'validaton'" in capsys.readouterr().err
+
+
+def test_a_prompt_is_scored_where_it_stood(home, tmp_path, capsys):
+    assert run(home, tmp_path / "run", PROMPT_PLACEMENT="@behind") == 0
+    vectors = prompt_file.load(tmp_path / "run").vectors
+    prompt_file.save_npy(tmp_path / "bare.npy", vectors)
+    behind = lambda *prompts: cli.main(
+        ["eval", *prompts, *flags(home, tmp_path / "scored", PROMPT_PLACEMENT="@behind")]
+    )
+    assert behind("--prompts", str(tmp_path / "run")) == 0 == behind("--prompts", str(tmp_path / "bare.npy"))
+    carded, bare = map(json.loads, (tmp_path / "scored" / "eval.jsonl").read_text().splitlines())
+    assert [*carded["metrics"].values()] == [*bare["metrics"].values()]
+    opened = open_run(
+        over_prompts(configured(flags(home, tmp_path, PROMPT_PLACEMENT="@behind")), [("p", Prompt(vectors))])
+    )
+    assert opened.slots[0].placement.__name__ == layout.behind.__name__
+    assert cli.main(["eval", *flags(home, tmp_path / "run")]) == 2
+    assert "--gin.PROMPT_PLACEMENT=@behind" in capsys.readouterr().err
 
 
 def test_a_task_file_is_called_what_it_likes_and_its_prompt_stays_in_the_folder(home, tmp_path):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -111,6 +112,16 @@ def test_a_resumed_stream_passes_over_what_was_read_once(home, text, tmp_path):
     assert len(found) == 3 and opened == [0, 40 * 8]
 
 
+def test_the_model_of_an_earlier_run_is_not_taken_for_this_ones(home, tmp_path, capsys):
+    settings = flags(home, tmp_path, TUNING="@ModelTuning()", TRAIN_STEPS=1, EVAL_PERIOD=1)
+    assert cli.main(["train", *settings]) == 0 == cli.main(["train", *settings])
+    shutil.rmtree(tmp_path / "checkpoints")
+    assert cli.main(["train", *settings]) == 2
+    assert "base holds the model of an earlier run" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "base")
+    assert cli.main(["train", *settings]) == 0
+
+
 @pytest.mark.parametrize("longest", [12, 20, None])
 def test_held_out_texts_are_cut_where_they_are_told(home, tmp_path, longest):
     data = json.dumps({"text": "good " * 30, "label": "positive"})
@@ -120,7 +131,7 @@ def test_held_out_texts_are_cut_where_they_are_told(home, tmp_path, longest):
     lengths = {} if longest == 12 else {"EVAL_FEATURE_LENGTHS": longest and {"inputs": longest, "targets": 8}}
     lengths |= {"TASK_FEATURE_LENGTHS": {"inputs": 12, "targets": 8}, "TASK_FILE": tmp_path / "task.toml"}
     opened = open_run(configured(flags(home, tmp_path, **lengths)))
-    ((task, examples),) = opened.held_out()[0]
+    ((task, examples, _),) = opened.held_out()[0]
     whole = len(opened.vocabulary.encode(examples.texts[0]["inputs_pretokenized"])) + 1
     assert whole > 20 and len(examples.inputs[0]) == (longest or whole)
     assert len(opened.mixtures[0].tasks[0].load("train").inputs[0]) == 12
@@ -139,7 +150,7 @@ def test_tasks_that_are_evaluated_together_are_not_read_again_for_their_rates(ho
     read: list[str] = []
     real = task_file.FileTask.load
     monkeypatch.setattr(task_file.FileTask, "load", lambda task, split: read.append(split) or real(task, split))
-    assert [task.name for task, _ in opened.held_out()[0]] == ["a", "b"] and set(read) == {"validation"}
+    assert [held.task.name for held in opened.held_out()[0]] == ["a", "b"] and set(read) == {"validation"}
 
 
 @pytest.mark.parametrize("split, said", [("train", "nothing to train on"), ("validation", "holds no text")])

@@ -5,7 +5,9 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -33,16 +35,34 @@ def main(options: argparse.Namespace) -> int:
     logging.basicConfig(format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     for name in ("prompt_tuning", "uvicorn"):
         logging.getLogger(name).setLevel(logging.INFO)
+    _check_free(options.host, options.port)
     service = load(options)
     server = Server(service, options.host, options.port)
     server.run()
     return 0 if server.started else 1
 
 
+def _check_free(host: str, port: int) -> None:
+    """Raises UserError where nobody can listen, before anything is compiled for it."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as tried:
+            tried.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            tried.bind(address)
+    except OSError as error:
+        raise UserError(
+            f"{host}:{port} cannot be listened to ({error.strerror}). Type another --port or --host."
+        ) from None
+
+
 def load(options: argparse.Namespace) -> Service:
     """A service with every prompt of the folder, compiled."""
     shelf = Shelf(options.prompts)
     found = {name: shelf.read(name) for name in shelf.names()}
+    if not found and not options.base:
+        below = Path(options.prompts).expanduser() / "prompts"
+        nearer = f"; {below} is there" if below.is_dir() else ""
+        raise UserError(f"{options.prompts} holds no prompt (.safetensors or .npy){nearer}. Name a folder that does, or the base of those to come: --base PATH.")  # fmt: skip # noqa: E501
     base = base_of((prompt.card for prompt in found.values()), options.base, str(options.prompts))
     if len(found) > options.slots:
         raise UserError(f"{options.prompts} holds {len(found)} prompts and --slots is {options.slots}. Type --slots {len(found)}.")  # fmt: skip # noqa: E501

@@ -155,7 +155,8 @@ class Engine:
             if not questions:
                 return
             began = time.monotonic()
-            places = self.writer.admit(now.params, now.answerer.items(questions, ranking=False), shape)
+            most = [job.entry.card.answer_length for job in there]
+            places = self.writer.admit(now.params, now.answerer.items(questions, ranking=False), shape, most)
             self._texts |= {place: _Text(job) for place, job in zip(places, there, strict=True)}
             used = sum(job.size.length for job in there)
             self.metrics.batch("read", len(there), used, shape.rows[0] * shape.row_length, time.monotonic() - began)

@@ -37,7 +37,7 @@ class Writer:
     """N places for texts that are being written greedily; one call of the model writes a few tokens of each."""
 
     def __init__(self, model: Model, mesh: Any, shapes: Sequence[layout.Shape], places: int, max_length: int) -> None:
-        """`shapes` are those that inputs are read in; texts have up to `max_length` tokens, EOS included."""
+        """`shapes` are those that inputs are read in; no text has more than `max_length` tokens, EOS included."""
         self.model, self.mesh, self.shapes, self.max_length = model, mesh, shapes, max_length
         self.source_length = max(shape.row_length for shape in shapes)
         self._taken = np.zeros(places, bool)
@@ -64,6 +64,7 @@ class Writer:
         self._taken[:] = False
         self._last = np.zeros(places, np.int32)
         self._lengths = np.zeros(places, np.int32)
+        self._most = np.full(places, self.max_length, np.int32)  # tokens of each text
         self._scores = np.zeros(places, np.float64)
         cache = lambda length: jax.eval_shape(lambda: empty_cache(config, 1, length))["layers"]
         none = lambda length: jax.tree.map(lambda one: np.zeros((places, *one.shape), one.dtype), cache(length))
@@ -80,12 +81,18 @@ class Writer:
         self._advance(params)
         self.clear()
 
-    def admit(self, params: Params, items: Sequence[layout.Item], shape: layout.Shape) -> list[int]:
-        """Reads items that `shape`, one of the writer's, holds; returns the place that each is written at."""
+    def admit(
+        self, params: Params, items: Sequence[layout.Item], shape: layout.Shape, most: Sequence[int]
+    ) -> list[int]:
+        """Reads items that `shape`, one of the writer's, holds; returns the place that each is written at.
+
+        The text of an item has `most` tokens at most, EOS included.
+        """
         places = np.flatnonzero(~self._taken)[: len(items)].tolist()
         self._read(params, items, shape, places)
         self._taken[places] = True
         self._last[places], self._lengths[places], self._scores[places] = decode.PAD, 0, 0.0
+        self._most[places] = np.minimum(most, self.max_length)
         return places
 
     def leave(self, place: int) -> None:
@@ -100,7 +107,7 @@ class Writer:
                 self._scores[place] += gained[place]
                 self._lengths[place] += 1
                 self._last[place] = tokens[place]
-                done = tokens[place] == decode.EOS or self._lengths[place] == self.max_length
+                done = tokens[place] == decode.EOS or self._lengths[place] == self._most[place]
                 written.append(Written(place, int(tokens[place]), float(self._scores[place]), bool(done)))
                 if done:
                     self.leave(place)

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 
@@ -119,6 +120,8 @@ def _parse_gin(parser: argparse.ArgumentParser, argv: list[str], first: Sequence
             waiting = word.removeprefix("--gin.")
         elif word.startswith("--gin."):
             bindings.append(configure.binding(word.removeprefix("--gin.")))
+        elif re.match(r"--[A-Z][A-Z_]+(=|$)", word):
+            raise UserError(f"There is no flag {word.partition('=')[0]}. Type --gin.{word.removeprefix('--')}.")
         else:
             plain.append(word)
     if waiting:

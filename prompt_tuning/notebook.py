@@ -1,7 +1,8 @@
 """Prompt tuning in Python, for notebooks and scripts: `tune` trains prompts, `score` says how good they are."""
 
+import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,19 +38,13 @@ def tune(
       UserError: what was asked for cannot be done.
       KeyboardInterrupt: the run was interrupted. It is saved; the same call goes on with it.
     """
-    try:
+    with _in_words():
         _configure(base, task, folder, gin_files, names)
         run = Run()
         if run.tuning.whole_model:
             raise UserError("TUNING trains the whole model here, and tune returns prompts: type prompt-tuning train.")
         opened = open_run(run)
         result = training.train(opened)
-    except UserError as error:
-        raise UserError(said(error)) from None
-    except OSError as error:
-        if (what := of_system(error)) is None:
-            raise
-        raise UserError(what) from error
     if result.stopped:
         raise KeyboardInterrupt
     return _tuned(opened)
@@ -79,12 +74,26 @@ def score(
         if lengths and lengths not in opened:
             cut = dict(zip(LENGTHS, lengths, strict=True))
             data = Data(module=module, task_file=described, data_dir=data_dir, lengths=cut, eval_lengths=cut)
-            mixture = data.open(name, tuned.vocabulary)
-            opened[lengths] = held_out(mixture, split, mixture.tasks)
+            with _in_words():
+                mixture = data.open(name, tuned.vocabulary)
+                opened[lengths] = held_out(mixture, split, mixture.tasks)
         asked.append(opened[lengths] if lengths else [])
     with device.on(tuned.mesh):
         metrics = infer.evaluate(answerer, params, asked)
     return {entry.name: found for entry, found in zip(bank.entries, metrics, strict=True) if entry}
+
+
+@contextlib.contextmanager
+def _in_words() -> Iterator[None]:
+    """Inside, what a person can put right is raised as a UserError that says so."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(said(error)) from None
+    except OSError as error:
+        if (what := of_system(error)) is None:
+            raise
+        raise UserError(what) from error
 
 
 def _configure(

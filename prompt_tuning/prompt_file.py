@@ -185,7 +185,10 @@ def _load_safetensors(path: Path) -> Prompt:
             names = list(file.keys())
             name = "prompt" if "prompt" in names else names[0] if len(names) == 1 else None
             if name is None:
-                raise UserError(f"{path} holds the tensors {names}; a prompt file holds one, called 'prompt'.")
+                listed = ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+                raise UserError(
+                    f"{path} holds {listed or 'no tensor'}; a prompt file holds one tensor, called 'prompt'."
+                )
             vectors, metadata = file.get_tensor(name), file.metadata() or {}
     except (SafetensorError, TypeError, KeyError, AttributeError) as error:  # the last: a type that numpy lacks
         raise UserError(f"{path} is not a readable .safetensors file ({error}).") from error

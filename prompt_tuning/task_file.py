@@ -160,7 +160,8 @@ class FileTask:
         target = right[0] if right else _fill(self.settings["target"], at, row)
         if self._answers:
             if target not in self._answers:
-                known = ", ".join(map(repr, self.labels))
+                listed = set(self.labels) <= self._answers.keys()  # else the file has a table from values to labels
+                known = ", ".join(map(repr, self.labels if listed else self._answers))
                 raise UserError(f"{at}: label {target!r}; {self.path} knows {known}.{nearest(target, self._answers)}")
             target = self._answers[target]
         for kind, text in (("inputs", inputs), ("target", target)):

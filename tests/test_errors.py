@@ -245,6 +245,10 @@ def test_numbers_that_make_no_sense_are_refused_with_those_that_do(capsys, argv,
     assert said in capsys.readouterr().err
 
 
+def test_a_name_of_gin_without_its_prefix_is_told_how_to_be_typed(capsys):
+    assert "Type --gin.TRAIN_STEPS=3." in complaint(capsys, ["train", "--TRAIN_STEPS=3"])
+
+
 def failing(number: int):
     """A command that ends in this error of the system."""
 

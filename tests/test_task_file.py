@@ -122,6 +122,8 @@ def test_labels_that_are_numbers_or_truths_stand_for_themselves_alone(write):
         assert [t["targets_pretokenized"] for t in task.load("train").texts] == [expected]
     with pytest.raises(UserError, match=r"label '0'; .* knows '1', '2'"):
         write(SENTENCE % '["1", "2"]', **{"t.jsonl": '{"s": "good", "y": 0}'}).load("train")
+    with pytest.raises(UserError, match=r"label 'good'; .* knows '0', '1'"):
+        write(SENTENCE % '{0 = "bad", 1 = "good"}', **{"t.jsonl": '{"s": "good", "y": "good"}'}).load("train")
 
 
 def test_several_files_of_one_split_are_read_one_after_another(write):

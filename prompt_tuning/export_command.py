@@ -96,7 +96,7 @@ def import_main(options: argparse.Namespace) -> int:
     told = {name: getattr(options, name) for name in ("name", "task", "placement", "input_length", "target_length")}
     told |= {"labels": tuple(options.labels) if options.labels else None}
     card = dataclasses.replace(prompt.card, **{name: value for name, value in told.items() if value})
-    card = dataclasses.replace(card, name=card.name or out.stem)
+    card = dataclasses.replace(card, name=card.name or out.stem, placement=card.placement or "front")
     if options.base:
         card = _identified(prompt, card, options.base, options.source)
     prompt_file.save_safetensors(out, prompt_file.Prompt(prompt.vectors, card))

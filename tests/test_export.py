@@ -72,7 +72,7 @@ def test_base_and_prompt_in_one_t5x_checkpoint_are_the_base_and_the_prompt(sourc
     np.testing.assert_array_equal(export.load(together).vectors, export.load(source).vectors)
     narrow = tmp_path / "narrow.npy"
     np.save(narrow, np.ones((5, 8), np.float32))
-    with pytest.raises(UserError, match=r"8 wide, the base .* 16"):
+    with pytest.raises(UserError, match=r"8 wide, and the base .* 16"):
         export.with_base(apart, narrow, tmp_path / "never")
     of_another = prompt_file.Prompt(np.ones((5, 16), np.float32), prompt_file.Card(base_digest="0" * 64))
     prompt_file.save_safetensors(tmp_path / "another.safetensors", of_another)

@@ -71,6 +71,7 @@ def test_import_writes_a_card_that_infer_needs_no_flags_for(home, tmp_path, caps
         name="ours",
         task="films",
         labels=("negative", "positive"),
+        placement="front",
         base=base.path,
         base_digest=base.digest,
         input_length=32,

@@ -1,7 +1,7 @@
 """Prompts in the slots of one array of fixed size: adding or removing one changes values, never a shape."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +96,12 @@ class Bank:
         changed[k] = 0
         changed[k, : len(vectors)] = vectors
         return Bank(changed, (*self.entries[:k], entry, *self.entries[k + 1 :]))
+
+
+def room_for(prompts: Iterable[prompt_file.Prompt]) -> tuple[int, int]:
+    """The vectors of the longest of some prompts, and the tokens of the longest answer that they write."""
+    lengths = [(len(prompt.vectors), prompt.card.answer_length) for prompt in prompts]
+    return max(n for n, _ in lengths), max(n for _, n in lengths)
 
 
 def placement(card: prompt_file.Card, name: str) -> layout.Placement:

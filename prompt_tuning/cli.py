@@ -60,9 +60,9 @@ def _main(argv: Sequence[str] | None) -> int:
         _drop_output()
         return 141
     except OSError as error:
-        if (said_of_it := of_system(error)) is None:
+        if (what := of_system(error)) is None:
             raise
-        return _complain(said_of_it)
+        return _complain(what)
     except KeyboardInterrupt:
         return 130
 

@@ -79,26 +79,22 @@ def binding(flag: str) -> str:
     return f"{name.strip()} = {value}"
 
 
+def refers(value: Any) -> bool:
+    """Whether a value refers to something as in a gin file: `"@sampled_vocabulary"`, in a list or a table too."""
+    if isinstance(value, Mapping):
+        return any(map(refers, value.values()))
+    if isinstance(value, list | tuple):
+        return any(map(refers, value))
+    return isinstance(value, str) and value.startswith("@")
+
+
 def written(value: Any) -> str:
-    """How a gin file writes a value that refers to something, `"@sampled_vocabulary"` in a list or a table included.
-
-    Empty for a value that refers to nothing, or holds what no file can.
-    """
-    refers = False
-
-    def inside(value: Any) -> str:
-        nonlocal refers
-        if isinstance(value, str) and value.startswith("@"):
-            refers = True
-            return value
-        if isinstance(value, list | tuple):
-            return f"[{', '.join(map(inside, value))}]"
-        if isinstance(value, Mapping):
-            return "{" + ", ".join(f"{key!r}: {inside(one)}" for key, one in value.items()) + "}"
-        return repr(value)
-
-    text = inside(value)
-    return text if refers else ""
+    """How a gin file writes a value that `refers` to something."""
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key!r}: {written(one)}" for key, one in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(written, value))}]"
+    return str(value) if refers(value) else repr(value)
 
 
 def _shipped() -> list[str]:

@@ -205,7 +205,7 @@ def _step(opened: Opened) -> Iterator[Finding]:
 
 def _answers(opened: Opened) -> Iterator[Finding]:
     """How many freely written answers are none of the labels."""
-    held_out = [[infer.Held(h.task, _first(h.examples)) for h in pairs] for pairs in opened.held_out()]
+    held_out = [[held._replace(examples=_first(held.examples)) for held in pairs] for pairs in opened.held_out()]
     params = split.merge(opened.run.tuning.start(opened)[0], opened.base.params)
     greedily = functools.partial(infer.write, decoder=decode.greedy)
     written = infer.answer_all(opened.answerer(), params, held_out, greedily)

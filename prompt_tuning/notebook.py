@@ -8,7 +8,7 @@ from typing import Any
 
 import prompt_tuning.train as training  # registers what gin files name
 from prompt_tuning import configure, device, infer, kinds, prompt_file
-from prompt_tuning.bank import Bank
+from prompt_tuning.bank import Bank, room_for
 from prompt_tuning.errors import UserError, of_system, said
 from prompt_tuning.examples import LENGTHS
 from prompt_tuning.predict import PromptTuned
@@ -99,17 +99,16 @@ def _in_words() -> Iterator[None]:
 def _configure(
     base: str | Path, task: Task, folder: str | Path, gin_files: Sequence[str], names: Mapping[str, Any]
 ) -> None:
-    for what, value in {"base": base, "folder": folder}.items():
-        kinds.check(kinds.TEXT, **{what: value})
+    kinds.check(kinds.TEXT, base=base, folder=folder)
     kinds.check(kinds.TEXTS, gin_files=gin_files)
     name, described = _named(task)
     own: dict[str, Any] = {"INITIAL_CHECKPOINT_PATH": str(base), "MODEL_DIR": str(folder)}
     own |= {"MIXTURE_OR_TASK_NAME": name, "TASK_FILE": described}
     if twice := own.keys() & names.keys():
         raise UserError(f"{min(twice)} is what tune(base, task, folder) is told already: leave it out.")
-    written = {name: configure.written(value) for name, value in names.items()}
-    bindings = [f"{name} = {text}" for name, text in written.items() if text]
-    configure.parse(gin_files, bindings, values={k: v for k, v in names.items() if not written[k]} | own)
+    referring = [name for name, value in names.items() if configure.refers(value)]
+    bindings = [f"{name} = {configure.written(names[name])}" for name in referring]
+    configure.parse(gin_files, bindings, values={k: v for k, v in names.items() if k not in referring} | own)
 
 
 def _named(task: Task) -> tuple[str | None, str | Description | None]:
@@ -130,11 +129,11 @@ def _tuned(opened: Opened) -> PromptTuned:
         raise UserError(
             f"{missing[0]} was never evaluated to a number, so no step of it is the best. See {opened.run.folder}."
         )
-    length, width = max(len(p.vectors) for p in prompts.values()), opened.base.config.emb_dim
+    length, answer_length = room_for(prompts.values())
+    bank = Bank.empty(len(prompts), length, opened.base.config.emb_dim)
     tuned = PromptTuned(
-        opened.base, opened.vocabulary, Bank.empty(len(prompts), length, width), opened.mesh,
-        opened.run.eval_batch_size, answer_length=max(p.card.answer_length for p in prompts.values()),
-    )  # fmt: skip
+        opened.base, opened.vocabulary, bank, opened.mesh, opened.run.eval_batch_size, answer_length=answer_length
+    )
     for name, prompt in prompts.items():
         tuned.add(prompt, name)
     return tuned

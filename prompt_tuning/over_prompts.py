@@ -16,15 +16,14 @@ def over_prompts(run: Run, prompts: Sequence[tuple[str, Prompt]]) -> Run:
     Where none is configured, the card says it; of several lengths the longest is taken. Likewise its labels. A prompt
     without a card stands where PROMPT_PLACEMENT says.
     """
-    configured, given = run.data.task_file or Slot().task, Slot().labels
-    rows = []
+    configured, rows = Slot(), []
     for name, prompt in prompts:
         card, row = prompt.card, {"name": name, "length": len(prompt.vectors)}
         if card.placement:
             row["placement"] = bank.placement(card, name)
-        if card.labels and not given:
+        if card.labels and not configured.labels:
             row["labels"] = card.labels
-        if card.task and not configured:
+        if card.task and not (run.data.task_file or configured.task):
             row["task"] = card.task
         rows.append(row)
     base = run.frozen.path or next((prompt.card.base for _, prompt in prompts if prompt.card.base), None)

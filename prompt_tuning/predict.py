@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TextIO
 
 from prompt_tuning import decode, device, disk, infer, kinds, layout, prompt_file
-from prompt_tuning.bank import Bank, Entry, name_of
+from prompt_tuning.bank import Bank, Entry, name_of, room_for
 from prompt_tuning.base import Base, base_of, load_base, spelling
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import LENGTHS, UNCUT
@@ -87,8 +87,7 @@ class PromptTuned:
             raise UserError("There is no prompt to load. Give the path of one, or a list of paths.")
         loaded = [_loaded(one) for one in given]
         path = base_of((one.card for one, _ in loaded), base, str(given[0]))
-        longest = max(len(one.vectors) for one, _ in loaded)
-        answers = max(one.card.answer_length for one, _ in loaded)
+        longest, answers = room_for(one for one, _ in loaded)
         tuned = cls.open(path, len(loaded), longest, vocabulary, batch_size, answer_length=answers)
         for one, name in loaded:
             tuned.add(one, name, labels)

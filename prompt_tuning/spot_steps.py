@@ -80,9 +80,9 @@ class Spot:
         for name, k in ((name, k) for name, ks in tops.items() for k in ks):
             if not isinstance(k, int) or not 1 <= k <= fewest:
                 raise UserError(f"{name} has {k!r}, and a target has {fewest} source prompts to choose from.")
-        own, seed = slots.Slot().labels, slots.Slot().seed
-        if own is not None or seed:
-            name = "CLASS_LABELS" if own is not None else "RANDOM_SEED"
+        told = slots.Slot()
+        if told.labels is not None or told.seed:
+            name = "CLASS_LABELS" if told.labels is not None else "RANDOM_SEED"
             raise UserError(f"spot takes labels from its tasks and seeds from SEEDS: leave {name} out.")
         if run.patience is not None:
             raise UserError("spot compares all prompts at EMBEDDING_STEP, which none may stop before: leave PATIENCE at None.")  # fmt: skip # noqa: E501

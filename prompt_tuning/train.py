@@ -72,7 +72,9 @@ def _train(given: Run | Opened, stop: Stop) -> Result:
     with held, contextlib.closing(Checkpointer(run.folder)) as saved, device.on(opened.mesh):
         if saved.latest is None:
             _refuse_old_model(run)
-        start = Restored(state, best, evaluated=True) if saved.latest is None else saved.restore(state, best, identity)
+            start = Restored(state, best, evaluated=True)
+        else:
+            start = saved.restore(state, best, identity)
         state, best = start.state, start.best
         if job.writes():
             with disk.replacing(run.folder / "config.gin") as file:

@@ -13,8 +13,10 @@ def place(
 
     `rows` holds -1 where a token stands, else the row of `bank.reshape(K * P, D)` that stands there.
     """
-    vectors = bank.reshape(-1, bank.shape[-1]).astype(embedded.dtype)
-    return jnp.where(rows[..., None] >= 0, vectors.at[rows].get(mode="clip"), embedded)
+    vectors, stands = bank.reshape(-1, bank.shape[-1]), rows >= 0
+    none = len(vectors)  # so that backward adds nothing up where a token stands, and the rest in float32
+    placed = vectors.at[jnp.where(stands, rows, none)].get(mode="fill", fill_value=0)
+    return jnp.where(stands[..., None], placed.astype(embedded.dtype), embedded)
 
 
 class PromptBank(nn.Module):

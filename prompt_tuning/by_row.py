@@ -1,7 +1,8 @@
 """Attention row by row as one kernel, which keeps all pairs of positions of a row on the chip.
 
 `attention.attend` as XLA compiles it for an accelerator writes every `[S S]` array to memory and reads it again, which
-takes longer than the products of a layer. A TPU has the kernel of `row_kernel.py`, a GPU cuDNN's.
+takes longer than the products of a layer. A TPU has the kernel of `row_kernel.py`, a GPU that of `tile_kernel.py`, or
+cuDNN's where JAX no longer compiles it.
 """
 
 import concurrent.futures
@@ -40,10 +41,8 @@ def fits(length: int, heads: int, head_dim: int, dtype: Any) -> bool:
         return False
     if platform == "tpu":
         return row_kernel.fits(length, heads // shared_by, head_dim, dtype)
-    cudnn = jnp.dtype(dtype).itemsize == 2 and length % 2 == 0 and head_dim % 8 == 0 and head_dim <= 128
-    if not cudnn or backend.compute_capability() < 8.0:
-        return False
-    return jax.default_backend() != "gpu" or answers(head_dim, jnp.dtype(dtype).name)
+    narrow = jnp.dtype(dtype).itemsize == 2 and length % 2 == 0 and head_dim in (16, 32, 64, 128)
+    return narrow and backend.compute_capability() >= 8.0 and of_gpu(head_dim, jnp.dtype(dtype).name) is not None
 
 
 def attend(
@@ -55,7 +54,9 @@ def attend(
     keep: Float[Array, "R H 1 S"] | None,
 ) -> Float[Array, "R S H A"]:
     """What every position sees, on each device for its rows and heads; logits, softmax and sums are float32."""
-    one = by_cudnn if backend.platform() == "gpu" else by_kernel
+    one: Any = by_kernel
+    if backend.platform() == "gpu":
+        one = of_gpu(query.shape[-1], query.dtype.name)
     return _on_each_device(one)(query, keys, values, rows.segments, bias, keep)
 
 
@@ -67,10 +68,33 @@ def by_kernel(
     return row_kernel.attend(query.shape[-1], interpret, *joined, segments, bias[0], keep).reshape(query.shape)
 
 
-def by_cudnn(
-    query: Array, keys: Array, values: Array, segments: Array, bias: Array, keep: Any, implementation: Any = "cudnn"
+def by_tiles(
+    query: Array, keys: Array, values: Array, segments: Array, bias: Array, keep: Any, interpret: bool = False
 ) -> Float[Array, "R S H A"]:
-    """On a GPU; or anywhere, by another `implementation` of JAX's."""
+    """On a GPU; or anywhere, to `interpret` what it would compute."""
+    from prompt_tuning import tile_kernel  # which JAX may no longer compile
+
+    length = segments.shape[1]
+    more = -length % tile_kernel.MULTIPLE
+    longer = lambda y, *axes: jnp.pad(y, [(0, more if axis in axes else 0) for axis in range(y.ndim)]) if more else y
+    heads = (longer(y, 1) for y in (query, keys, values))
+    left = None if keep is None else longer(keep[:, :, 0], 2)
+    return tile_kernel.attend(interpret, *heads, longer(segments, 1), longer(bias[0], 1, 2), left)[:, :length]
+
+
+def by_cudnn(*args: Any) -> Float[Array, "R S H A"]:
+    """On a GPU."""
+    return _by_jax("cudnn", *args)
+
+
+def by_xla(*args: Any) -> Float[Array, "R S H A"]:
+    """Anywhere; what a GPU's kernels have to answer."""
+    return _by_jax("xla", *args)
+
+
+def _by_jax(
+    implementation: Any, query: Array, keys: Array, values: Array, segments: Array, bias: Array, keep: Any
+) -> Float[Array, "R S H A"]:
     if keep is not None:  # dropout is alike for all queries of an example: it may as well drop values
         values = values * jnp.swapaxes(keep, 1, 3)[:, :, 0, :, None].astype(values.dtype)
     mask: Bool[Array, "R 1 S S"] = (segments[:, :, None] == segments[:, None, :])[:, None]
@@ -78,34 +102,40 @@ def by_cudnn(
     return jax.nn.dot_product_attention(query, keys, values, bias, mask, scale=1.0, implementation=implementation)
 
 
+def of_gpu(head_dim: int, dtype: str) -> Callable[..., Array] | None:
+    """The first of a GPU's kernels that answers; of a GPU that is not here, the first."""
+    kernels = by_tiles, by_cudnn
+    here = jax.default_backend() == "gpu"
+    return next((kernel for kernel in kernels if not here or answers(kernel, head_dim, dtype)), None)
+
+
 @functools.cache
-def answers(head_dim: int, dtype: str, implementation: str = "cudnn") -> bool:
-    """Whether JAX's `implementation` gives on this machine what XLA gives in float32, forward and backward; asked once.
+def answers(kernel: Callable[..., Array], head_dim: int, dtype: str) -> bool:
+    """Whether a kernel gives on this machine what XLA gives in float32, forward and backward; asked once.
 
     In a thread of its own, which knows nothing of what is being traced.
     """
     rng = np.random.default_rng(0)
     query, keys, values, change = (rng.normal(size=(2, 128, 2, head_dim)) for _ in range(4))
     bias, keep = rng.normal(size=(1, 2, 128, 128)), rng.binomial(1, 0.9, (2, 2, 1, 128)) / 0.9
-    segments = np.arange(256).reshape(2, 128) // 50 % 3
+    segments = 1 + np.arange(256).reshape(2, 128) // 50 % 3
 
-    def found(implementation: str, computed: str) -> list[np.ndarray]:
+    def found(kernel: Callable[..., Array], computed: str) -> list[np.ndarray]:
         *seeing, by_seen = (jnp.asarray(y, dtype).astype(computed) for y in (query, keys, values, change))
         beside = jnp.asarray(segments), jnp.asarray(bias, jnp.float32), jnp.asarray(keep, jnp.float32)
-        one = lambda query, keys, values: by_cudnn(query, keys, values, *beside, implementation)
-        seen, back = jax.vjp(jax.jit(one), *seeing)
+        seen, back = jax.vjp(jax.jit(lambda query, keys, values: kernel(query, keys, values, *beside)), *seeing)
         return [np.asarray(y, np.float32) for y in (seen, *back(by_seen))]
 
     with concurrent.futures.ThreadPoolExecutor(1) as apart:
         try:
-            pairs = list(zip(*apart.map(found, (implementation, "xla"), (dtype, "float32")), strict=True))
-        except (RuntimeError, ValueError, NotImplementedError) as error:
+            pairs = list(zip(*apart.map(found, (kernel, by_xla), (dtype, "float32")), strict=True))
+        except (RuntimeError, ValueError, NotImplementedError, ImportError, AttributeError) as error:
             why = str(error).strip().partition("\n")[0]
         else:
             why = "it answers otherwise than XLA"
             if all(np.linalg.norm(one - two) < 0.05 * np.linalg.norm(two) for one, two in pairs):
                 return True
-    warnings.warn(f"{implementation}'s attention is not used, which is slower: {why}", stacklevel=2)
+    warnings.warn(f"{kernel.__name__}: this kernel for attention is not used, which is slower: {why}", stacklevel=2)
     return False
 
 

@@ -1,4 +1,4 @@
-"""Attention row by row, as the kernel for a TPU computes it, is attention over masked rows."""
+"""Attention row by row, as the kernels for a TPU and for a GPU compute it, is attention over masked rows."""
 
 import dataclasses
 import functools
@@ -11,7 +11,7 @@ import pytest
 from conftest import TINY, random_bank, random_items, random_params, stacked, start_state
 from flax import linen as nn
 
-from prompt_tuning import attention, by_row, device, layout, optim
+from prompt_tuning import attention, by_row, device, layout, optim, tile_kernel
 from prompt_tuning.step import Model, train_step
 
 
@@ -74,9 +74,35 @@ def test_it_sees_and_passes_back_what_masked_rows_do(interpreted, length, heads,
     assert_alike(seen_and_passed_back(by_kernel, case, dropped), seen_and_passed_back(masked, case, dropped))
 
 
-def test_what_a_gpu_is_asked_for_is_what_masked_rows_see(monkeypatch):
-    """cuDNN itself needs one: here JAX's own implementation of the same function answers."""
-    monkeypatch.setattr(by_row, "by_kernel", functools.partial(by_row.by_cudnn, implementation="xla"))
+@pytest.mark.parametrize("dropped", [False, True])
+@pytest.mark.parametrize(
+    ("length", "heads", "head_dim"),
+    [
+        pytest.param(64, 2, 64, id="one tile"),
+        pytest.param(192, 3, 16, id="three tiles"),
+        pytest.param(80, 2, 32, id="a row that tiles do not divide"),
+    ],
+)
+def test_a_gpu_sees_tile_by_tile_what_masked_rows_do(monkeypatch, length, heads, head_dim, dropped):
+    monkeypatch.setattr(by_row, "by_kernel", functools.partial(by_row.by_tiles, interpret=True))
+    *inputs, change, bias, keep, segments = drawn(3, length, heads, head_dim)
+    stands = (segments > 0)[:, :, None, None].astype(jnp.float32)
+    case = *inputs, change * stands, bias, keep, segments  # nothing comes back to padding
+    found, expected = (seen_and_passed_back(attend, case, dropped) for attend in (by_kernel, masked))
+    assert bool(jnp.isfinite(found[1]).all())
+    assert_alike((found[0], found[1] * stands), (expected[0], expected[1] * stands))
+
+
+def test_tiles_of_other_examples_are_left_out():
+    segments = jnp.asarray([[1] * 100 + [2] * 28 + [3] * 64 + [0] * 64, [0] * 256])
+    reach = tile_kernel._reach(segments, tile_kernel.Tiles(64, 32, 4, 2))
+    np.testing.assert_array_equal(reach["first"], [[0, 0, 4, 8], [8, 8, 8, 8]])
+    np.testing.assert_array_equal(reach["past"], [[4, 4, 6, 0], [0, 0, 0, 0]])
+
+
+def test_cudnn_is_asked_for_what_masked_rows_see(monkeypatch):
+    """cuDNN itself needs a GPU: here JAX's own implementation of the same function answers."""
+    monkeypatch.setattr(by_row, "by_kernel", by_row.by_xla)
     case = drawn(3, 48, 4, 16)
     assert_alike(seen_and_passed_back(by_kernel, case), seen_and_passed_back(masked, case))
 
@@ -187,23 +213,44 @@ def test_a_tpu_is_given_the_kernel():
     assert exported.mlir_module().count("tpu_custom_call") >= 2
 
 
+def halved(*args):
+    return by_row.by_xla(*args) * 0.5
+
+
 def test_what_a_gpu_has_is_asked_before_it_is_used():
     asked = []
 
     @jax.jit
     def traced(x):
-        asked.append(by_row.answers(16, "float32", "xla"))
-        with pytest.warns(UserWarning, match="cudnn's attention is not used, which is slower: "):
-            asked.append(by_row.answers(16, "bfloat16", "cudnn"))
+        asked.append(by_row.answers(by_row.by_xla, 16, "float32"))
+        for kernel in (by_row.by_tiles, by_row.by_cudnn):
+            with pytest.warns(UserWarning, match=f"{kernel.__name__}: this kernel for attention is not used, "):
+                asked.append(by_row.answers(kernel, 16, "bfloat16"))
         return x + 1
 
     with device.on(device.make_mesh()):
         assert traced(jnp.zeros(())) == 1
-    assert asked == [True, False], "there is no cuDNN here"
+    assert asked == [True, False, False], "there is no GPU here"
 
 
-def test_who_answers_otherwise_is_not_used(monkeypatch):
-    half = lambda *args, by=by_row.by_cudnn: by(*args[:-1], "xla") * (1.0 if args[-1] == "xla" else 0.5)
-    monkeypatch.setattr(by_row, "by_cudnn", half)
-    with pytest.warns(UserWarning, match="it answers otherwise than XLA"):
-        assert not by_row.answers(24, "float32", "halved")
+def test_the_first_kernel_that_answers_rightly_is_used(monkeypatch):
+    monkeypatch.setattr(by_row, "by_tiles", halved)
+    monkeypatch.setattr(by_row, "by_cudnn", by_row.by_xla)
+    assert by_row.of_gpu(24, "float32") is halved, "a GPU that is not here is not asked"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    with pytest.warns(UserWarning, match="halved: .* it answers otherwise than XLA"):
+        assert by_row.of_gpu(24, "float32") is by_row.by_xla
+
+
+def test_a_gpu_is_given_the_kernel():
+    query, keys, values, change, bias, keep, segments = drawn(2, 128, 4, 64)
+    narrow = [y.astype(jnp.bfloat16) for y in (query, keys, values, change)]
+
+    def passed_back(query, keys, values, change, bias):
+        attend = lambda *inputs: by_row.by_tiles(*inputs[:3], segments, inputs[3], keep)
+        seen, back = jax.vjp(attend, query, keys, values, bias)
+        return seen, back(change)
+
+    unchecked = [jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]  # nobody keeps what is exported
+    exported = jax.export.export(jax.jit(passed_back), platforms=["cuda"], disabled_checks=unchecked)(*narrow, bias)
+    assert exported.mlir_module().count("@__gpu$xla.gpu.triton") == 4

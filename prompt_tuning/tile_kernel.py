@@ -100,6 +100,7 @@ def _call(
     inputs = inputs | _reach(inputs["segments"], tiles)
     rows, length, heads, width = inputs["query"].shape
     count = length // tiles.own
+    at: Callable[..., tuple[Any, Any]]
     if row_by_row:
         grid, held, at = (count, heads, rows), None, lambda tile, head, row: (row, head)
     else:

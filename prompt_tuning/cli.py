@@ -52,10 +52,10 @@ def _main(argv: Sequence[str] | None) -> int:
     except UserError as error:
         return _complain(said(error))
     except (RuntimeError, ValueError) as error:
-        job = sys.modules.get("prompt_tuning.job")
-        if job is None or not (lost := job.lost(error)):
+        job, device = (sys.modules.get(f"prompt_tuning.{name}") for name in ("job", "device"))
+        if not (known := (job and job.lost(error)) or (device and device.too_little_memory(error))):
             raise
-        return _complain(str(lost))
+        return _complain(str(known))
     except BrokenPipeError:  # the reader of standard output has read enough, as `head` does
         _drop_output()
         return 141

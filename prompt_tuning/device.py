@@ -238,6 +238,28 @@ def peak_memory() -> int | None:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
+def memory() -> int | None:
+    """Bytes that programs may take of the first accelerator; None on a CPU, where nobody says so."""
+    stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
+    return stats.get("bytes_limit") if stats else None
+
+
+def too_little_memory(error: BaseException) -> UserError | None:
+    """What to say where XLA found too little memory on a device; None of any other error."""
+    reason = str(error).partition("RESOURCE_EXHAUSTED: ")[2]
+    return beyond_memory(reason.splitlines()[0][:160]) if reason else None
+
+
+def beyond_memory(reason: str) -> UserError:
+    """A device's memory is too small, and what takes less of it."""
+    more = " JAX takes three quarters of a GPU's: with XLA_PYTHON_CLIENT_MEM_FRACTION=0.95 set there is more."
+    return UserError(
+        f"The device's memory is too small: {reason}. Less is needed with fewer rows at a time (--gin.ROWS_AT_ONCE=16),"
+        " if backward computes layers again (--gin.REMAT=True), with a smaller BATCH_SIZE, or with the model shared out"
+        f" over devices (MODEL_PARALLEL).{more if jax.default_backend() == 'gpu' else ''}"
+    )
+
+
 def keep_compiled_programs(folder: str | None) -> None:
     """Compiled programs are kept in `folder` (default: the user's cache), so that the next start is quick."""
     where = Path(folder).expanduser() if folder else disk.cache() / "jax"

@@ -33,11 +33,16 @@ class Program:
         self.compiling = 0.0  # seconds so far
 
     def __call__(self, state: TrainState, frozen: split.Params, batch: Batch) -> tuple[TrainState, Any]:
-        """The next state and the step's metrics."""
+        """The next state and the step's metrics. Raises UserError where the devices have too little memory for it."""
         rows = batch.rows
-        if rows not in self._compiled:
-            self._compiled[rows] = self._compile(state, frozen, batch)
-        return self._compiled[rows](state, frozen, batch)
+        try:
+            if rows not in self._compiled:
+                self._compiled[rows] = self._compile(state, frozen, batch)
+            return self._compiled[rows](state, frozen, batch)
+        except RuntimeError as error:
+            if too_little := device.too_little_memory(error):
+                raise too_little from error
+            raise
 
     def _compile(self, state: TrainState, frozen: split.Params, batch: Batch) -> Any:
         started, again = time.monotonic(), " again" if self._compiled else ""
@@ -50,6 +55,10 @@ class Program:
         compiled = step.lower(state, frozen, batch).compile()
         allocator.give_back_freed_memory()  # what loading and compiling took
         seconds, memory = time.monotonic() - started, bytes_in_words(needed(compiled))
+        if (room := device.memory()) and needed(compiled) > room:
+            raise device.beyond_memory(
+                f"a step of {batch.rows} rows needs {memory}, and there are {bytes_in_words(room)}"
+            )
         self.compiling += seconds
         self._say(f"compiled{again} for {batch.rows} rows in {seconds:.0f} s; a step needs {memory}")
         return compiled

@@ -4,16 +4,18 @@ import dataclasses
 import errno
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from conftest import flags
 
-from prompt_tuning import cli, configure, prompt_file
+from prompt_tuning import cli, configure, device, prompt_file
 
 
 def complaint(capsys, argv: list[str]) -> str:
@@ -266,6 +268,18 @@ def test_an_error_of_the_system_says_what_helps(monkeypatch, capsys):
         monkeypatch.setitem(cli.COMMANDS, "try", failing(number))
         said = complaint(capsys, ["try"])
         assert "(there). Name another file or folder" in said and "disk" not in said
+
+
+def test_too_little_memory_says_what_needs_less(monkeypatch, capsys):
+    monkeypatch.setitem(cli.COMMANDS, "try", ("", lambda argv: jax.device_put(jnp.zeros((1 << 50,)))))
+    said = complaint(capsys, ["try"])
+    assert "memory is too small: Out of memory allocating 4503599627370496 bytes" in said and "ROWS_AT_ONCE" in said
+
+
+def test_a_step_that_does_not_fit_is_not_begun(home, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(device, "memory", lambda: 1000)
+    said = complaint(capsys, ["train", *flags(home, tmp_path / "run")])
+    assert re.search(r"too small: a step of \d+ rows needs [\d.]+ \wiB, and there are 1000 B\. Less", said), said
 
 
 @pytest.mark.parametrize("printing", ["print('answer')", "print('answer' * 10**6)", "terminal.console().print('row')"])

@@ -129,7 +129,7 @@ def laid_out(
     mesh: jax.sharding.Mesh, text: str, batch: int, slots: int, steps: int, rows_at_once: int | None
 ) -> tuple[list[Sequence[Item]], layout.Shape]:
     """Batches for a first step and `steps` more, and the shape they are packed in."""
-    groups = [_items(text, batch, slots, step) for step in range(steps + 1)]
+    groups = [items(text, batch, slots, step) for step in range(steps + 1)]
     longest = max(item.length for group in groups for item in group), TARGET
     devices, line = mesh.shape["data"], device.line(mesh)
     shape = planning.plan(groups, longest, multiple=devices, at_once=rows_at_once, line=line)
@@ -189,7 +189,7 @@ def start(config: T5Config, slots: int) -> tuple[TrainState, optim.Optimizer]:
     return TrainState(bank, optimizer.init(bank), step, keys, failures), optimizer
 
 
-def _items(text: str, batch: int, slots: int, step: int) -> Sequence[Item]:
+def items(text: str, batch: int, slots: int, step: int) -> Sequence[Item]:
     rng = np.random.default_rng(step)
     ids = lambda length: rng.integers(2, 32000, length).astype(np.int32)
     return [

@@ -17,6 +17,10 @@ from prompt_tuning.errors import UserError, nearest
 DEFAULTS = "defaults.gin"
 _REFERENCE = re.compile(r"\s*([@%]|[\[({].*[\[({,:]\s*[@%])", re.DOTALL)  # where gin has one, and no path or text has
 _HERE = Path(__file__).parent
+_OWN = (
+    " What there is stands in gin/defaults.gin. Functions of your own come with a line `import MODULE` in a gin file,"
+    " where MODULE says @gin.register before them, or gin.external_configurable(optax.adamw, 'adamw')."
+)
 
 
 def gin_folder() -> Path:
@@ -107,7 +111,8 @@ def _explain(error: Exception) -> str:
     message = " ".join(str(error).split())
     names = [selector.split(".")[-1] for selector, _ in _configurables()]
     if found := re.search(r"No configurable matching (?:reference )?'?@?([\w./]+)'?", message):
-        return f"Nothing configurable is called {found[1]!r}.{nearest(found[1].split('.')[-1], names)}"
+        near = nearest(found[1].split(".")[-1], names)
+        return f"Nothing configurable is called {found[1]!r}.{near or _OWN}"
     if found := re.search(r"No bindings specified for '(\w+)/gin.macro'", message):
         return f"The name {found[1]} is used and never set. Type --gin.{found[1]}=VALUE."
     if found := re.search(r"Configurable '?([\w.]+)'? doesn't have a parameter (?:named )?'?(\w+)'?", message):

@@ -270,6 +270,15 @@ def test_an_error_of_the_system_says_what_helps(monkeypatch, capsys):
         assert "(there). Name another file or folder" in said and "disk" not in said
 
 
+def test_an_optimizer_of_your_own_comes_with_a_gin_file(home, tmp_path, monkeypatch, capsys):
+    settings = flags(home, tmp_path / "run", OPTIMIZER="@my_sgd", LEARNING_RATE=0.01, TRAIN_STEPS=2)
+    assert "'my_sgd'. What there is stands in gin/defaults.gin. Functions" in complaint(capsys, ["train", *settings])
+    (tmp_path / "mine.py").write_text("import gin, optax\ngin.external_configurable(optax.sgd, 'my_sgd')\n")
+    (tmp_path / "mine.gin").write_text("import mine\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert cli.main(["train", *settings, f"--gin_file={tmp_path / 'mine.gin'}"]) == 0
+
+
 def test_too_little_memory_says_what_needs_less(monkeypatch, capsys):
     monkeypatch.setitem(cli.COMMANDS, "try", ("", lambda argv: jax.device_put(jnp.zeros((1 << 50,)))))
     said = complaint(capsys, ["try"])

@@ -228,9 +228,8 @@ def describe(mesh: Mesh) -> str:
 
 def peak_memory() -> int | None:
     """Most bytes in use so far: of the first accelerator, or of this process on a CPU."""
-    stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
-    if stats and "peak_bytes_in_use" in stats:
-        return int(stats["peak_bytes_in_use"])
+    if (peak := _memory_stats().get("peak_bytes_in_use")) is not None:
+        return int(peak)
     try:
         import resource
     except ImportError:  # Windows
@@ -240,14 +239,19 @@ def peak_memory() -> int | None:
 
 def memory() -> int | None:
     """Bytes that programs may take of the first accelerator; None on a CPU, where nobody says so."""
-    stats = jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None
-    return stats.get("bytes_limit") if stats else None
+    return _memory_stats().get("bytes_limit")
+
+
+def _memory_stats() -> dict[str, Any]:
+    """What the first accelerator tells of its memory; nothing on a CPU."""
+    return (jax.local_devices()[0].memory_stats() if jax.default_backend() != "cpu" else None) or {}
 
 
 def too_little_memory(error: BaseException) -> UserError | None:
     """What to say where XLA found too little memory on a device; None of any other error."""
     reason = str(error).partition("RESOURCE_EXHAUSTED: ")[2]
-    return beyond_memory(reason.splitlines()[0][:160]) if reason else None
+    known = isinstance(error, jax.errors.JaxRuntimeError) and reason  # TensorStore says so of a disk
+    return beyond_memory(reason.splitlines()[0][:160]) if known else None
 
 
 def beyond_memory(reason: str) -> UserError:

@@ -54,11 +54,11 @@ class Program:
         )
         compiled = step.lower(state, frozen, batch).compile()
         allocator.give_back_freed_memory()  # what loading and compiling took
-        seconds, memory = time.monotonic() - started, bytes_in_words(needed(compiled))
-        if (room := device.memory()) and needed(compiled) > room:
-            raise device.beyond_memory(
-                f"a step of {batch.rows} rows needs {memory}, and there are {bytes_in_words(room)}"
-            )
+        seconds, needs, room = time.monotonic() - started, needed(compiled), device.memory()
+        memory = bytes_in_words(needs)
+        if room and needs > room:
+            reason = f"a step of {batch.rows} rows needs {memory}, and there are {bytes_in_words(room)}"
+            raise device.beyond_memory(reason)
         self.compiling += seconds
         self._say(f"compiled{again} for {batch.rows} rows in {seconds:.0f} s; a step needs {memory}")
         return compiled

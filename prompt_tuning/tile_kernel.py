@@ -71,8 +71,9 @@ def _named(query: Array, keys: Array, values: Array, segments: Array, bias: Arra
 
 def _forward(interpret: bool, *inputs: Any) -> tuple[Array, Any]:
     values = jax.tree.map(lambda leaf: leaf.value, inputs)
+    learned = values[4] if inputs[4].perturbed else None
     seen, normaliser = _attend(interpret, *values)
-    return seen, (values, seen, normaliser, inputs[4].perturbed or None)
+    return seen, (values, seen, normaliser, learned)
 
 
 def _backward(interpret: bool, kept: Any, change: Any) -> tuple:
@@ -85,8 +86,8 @@ def _backward(interpret: bool, kept: Any, change: Any) -> tuple:
     (by_query,) = _call(_by_query, BY_QUERY, interpret, inputs, {"by_query": query})
     turned = inputs | {"bias": jnp.swapaxes(inputs["bias"], 1, 2)}
     by_keys, by_values = _call(_by_key, BY_KEY, interpret, turned, {"by_keys": keys, "by_values": values})
-    by_bias = _call(_by_bias, BY_BIAS, interpret, inputs, {"by_bias": bias}, False)[0] if learned else None
-    return by_query, by_keys, by_values, None, by_bias, None
+    by_bias = [] if learned is None else _call(_by_bias, BY_BIAS, interpret, inputs, {"by_bias": bias}, False)
+    return by_query, by_keys, by_values, None, by_bias[0] if by_bias else None, None
 
 
 attend.defvjp(_forward, _backward, symbolic_zeros=True)

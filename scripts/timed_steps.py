@@ -13,7 +13,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +90,6 @@ def measure(
         frozen = scan.stacked(frozen)
     pure = functools.partial(train_step, model=model, optimizer=optimizer)
     step = jax.jit(pure, donate_argnums=0, compiler_options=device.compiler_options())
-    alone = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("data",))  # else each device would compute the product
     with device.on(mesh):
         started = time.perf_counter()
         of_each_size = {one.rows: device.put_batch(one, mesh) for one in batches}
@@ -99,22 +98,11 @@ def measure(
         allocator.give_back_freed_memory()  # as a run does
         for rows, one in of_each_size.items():
             state, _ = jax.block_until_ready(programs[rows](state, frozen, one))
-        memory, seconds, peaks = device.peak_memory() or 0, 0.0, []
-        with jax.set_mesh(alone):
-            factors = _factors(config)
-        # A host that others share is timed step by step; an accelerator works while the host prepares what comes next.
-        steps_at_once = 1 if jax.default_backend() == "cpu" else steps
-        for first in range(1, steps + 1, steps_at_once):
-            started = time.perf_counter()
-            for one in batches[first : first + steps_at_once]:
-                state, _ = programs[one.rows](state, frozen, device.put_batch(one, mesh))
-            jax.block_until_ready(state)
-            seconds += time.perf_counter() - started
-            with jax.set_mesh(alone):
-                peaks.append(_peak(*factors, config.dtype))
+        memory = device.peak_memory() or 0
+        run = lambda state, one: programs[one.rows](state, frozen, device.put_batch(one, mesh))[0]
+        state, second, peak = _timed(run, state, batches[1:], config)
     work = [useful_flops(config, group) for group in groups[1:]]
     tokens = [sum(len(i.inputs) for i in group) for group in groups[1:]]
-    second, peak = seconds / steps, statistics.median(peaks)
     return {
         "examples_per_s": slots * batch / second, "tokens_per_s": statistics.fmean(tokens) / second,
         "padding": statistics.fmean(shape.padding(one) for one in batches[1:]),
@@ -123,6 +111,30 @@ def measure(
         "compile_s": compile_s, "save_kb": sum(leaf.nbytes for leaf in jax.tree.leaves(state)) / 1e3, "seconds": second,
         "peak_gflops": peak / 1e9,
     }  # fmt: skip
+
+
+def _timed(
+    run: Callable[[TrainState, layout.Batch], TrainState], state: TrainState, batches: list[layout.Batch],
+    config: T5Config,
+) -> tuple[TrainState, float, float]:  # fmt: skip
+    """The state after all batches, the mean seconds of each, and the peak in FLOP/s.
+
+    A host that others share is timed step by step; an accelerator works while the host prepares what comes next.
+    """
+    alone = jax.sharding.Mesh(np.asarray(jax.devices()[:1]), ("data",))  # else each device would compute the product
+    with jax.set_mesh(alone):
+        factors = _factors(config)
+    at_once = 1 if jax.default_backend() == "cpu" else len(batches)
+    seconds, peaks = 0.0, []
+    for first in range(0, len(batches), at_once):
+        started = time.perf_counter()
+        for one in batches[first : first + at_once]:
+            state = run(state, one)
+        jax.block_until_ready(state)
+        seconds += time.perf_counter() - started
+        with jax.set_mesh(alone):
+            peaks.append(_peak(*factors, config.dtype))
+    return state, seconds / len(batches), statistics.median(peaks)
 
 
 def laid_out(
@@ -190,6 +202,7 @@ def start(config: T5Config, slots: int) -> tuple[TrainState, optim.Optimizer]:
 
 
 def items(text: str, batch: int, slots: int, step: int) -> Sequence[Item]:
+    """A step's examples, `batch` of each slot."""
     rng = np.random.default_rng(step)
     ids = lambda length: rng.integers(2, 32000, length).astype(np.int32)
     return [

@@ -126,6 +126,16 @@ def test_a_frozen_bias_has_no_gradient_computed(around):
     assert most(program((0, 1))) == 4
 
 
+@pytest.mark.parametrize("around", [lambda f: f, jax.checkpoint, jax.jit], ids=["alone", "remat", "compiled"])
+def test_nor_has_it_on_a_gpu(around):
+    query, keys, values, _, bias, keep, segments = drawn(2, 64, 2, 64)
+    total = around(lambda query, bias: by_row.by_tiles(query, keys, values, segments, bias, keep, True).sum())
+    program = lambda argnums: str(jax.make_jaxpr(jax.grad(total, argnums=argnums))(query, bias))
+    assert "name=by_bias" not in program(0)
+    assert "name=by_bias" in program((0, 1))
+
+
+@pytest.mark.parametrize("kernel", [by_row.by_kernel, by_row.by_tiles], ids=["tpu", "gpu"])
 @pytest.mark.parametrize(
     ("devices", "at_once", "scan_layers", "remat", "shared"),
     [
@@ -135,7 +145,7 @@ def test_a_frozen_bias_has_no_gradient_computed(around):
         pytest.param((1, 1), None, True, False, True, id="scanned"),
     ],
 )
-def test_a_step_by_the_kernel_is_that_of_masked_rows(monkeypatch, devices, at_once, scan_layers, remat, shared):
+def test_a_step_by_the_kernel_is_that_of_masked_rows(monkeypatch, devices, at_once, scan_layers, remat, shared, kernel):
     lengths = [4, 7]
     plain = dataclasses.replace(TINY, shared_relative_bias=shared, remat=remat)
     optimizer = optim.over_slots(optim.adafactor, lengths, [0.3, 0.1])
@@ -144,16 +154,15 @@ def test_a_step_by_the_kernel_is_that_of_masked_rows(monkeypatch, devices, at_on
     shape = layout.Shape(48, 16, (16,), multiple=mesh.shape["data"], at_once=at_once)
     batch = layout.pack(random_items(10, lengths), shape, 7)
     found = []
-    for kernel in (False, True):
-        monkeypatch.setattr(by_row, "fits", lambda *_, kernel=kernel: kernel)
-        if kernel:
-            monkeypatch.setattr(by_row, "by_kernel", functools.partial(by_row.by_kernel, interpret=True))
+    monkeypatch.setattr(by_row, "by_kernel", functools.partial(kernel, interpret=True))
+    for used in (False, True):
+        monkeypatch.setattr(by_row, "fits", lambda *_, used=used: used)
         model = Model(dataclasses.replace(plain, scan_layers=scan_layers), 2, 7)
         state = device.put_everywhere(start_state(random_bank(lengths), optimizer, [0, 1]), mesh)
         pure = functools.partial(train_step, model=model, optimizer=optimizer)
         with device.on(mesh):
             step = jax.jit(pure)
-            assert ("pallas" in str(jax.make_jaxpr(pure)(state, frozen, batch))) == kernel
+            assert ("pallas" in str(jax.make_jaxpr(pure)(state, frozen, batch))) == used
             state, metrics = step(state, device.put_everywhere(frozen, mesh), device.put_batch(batch, mesh))
         found.append((metrics["loss"], metrics["gradient_norm"], state.trainable))
     assert_alike(found[1], found[0])
@@ -200,17 +209,26 @@ def test_it_is_for_an_nvidia_gpu_and_narrow_numbers():
         assert not by_row.fits(512, 12, 64, jnp.bfloat16)
 
 
-def test_a_tpu_is_given_the_kernel():
-    query, keys, values, change, bias, keep, segments = drawn(2, 256, 4, 64)
+def exported(attend, length, platform, *unchecked):
+    """The program of forward and backward, bias and all, as a platform is given it."""
+    query, keys, values, change, bias, keep, segments = drawn(2, length, 4, 64)
     narrow = [y.astype(jnp.bfloat16) for y in (query, keys, values, change)]
 
     def passed_back(query, keys, values, change, bias):
-        attend = lambda *inputs: by_row.attend(*inputs[:3], by_row.Rows(segments), inputs[3], keep)
-        seen, back = jax.vjp(attend, query, keys, values, bias)
+        seen, back = jax.vjp(lambda *inputs: attend(*inputs[:3], segments, inputs[3], keep), query, keys, values, bias)
         return seen, back(change)
 
-    exported = jax.export.export(jax.jit(passed_back), platforms=["tpu"])(*narrow, bias)
-    assert exported.mlir_module().count("tpu_custom_call") >= 2
+    program = jax.export.export(jax.jit(passed_back), platforms=[platform], disabled_checks=unchecked)
+    return program(*narrow, bias).mlir_module()
+
+
+def test_a_tpu_is_given_the_kernel():
+    assert exported(by_kernel, 256, "tpu").count("tpu_custom_call") >= 2
+
+
+def test_a_gpu_is_given_the_kernel():
+    unchecked = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")  # nobody keeps what is exported
+    assert exported(by_row.by_tiles, 128, "cuda", unchecked).count("@__gpu$xla.gpu.triton") == 4
 
 
 def halved(*args):
@@ -240,17 +258,3 @@ def test_the_first_kernel_that_answers_rightly_is_used(monkeypatch):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     with pytest.warns(UserWarning, match="halved: .* it answers otherwise than XLA"):
         assert by_row.of_gpu(24, "float32") is by_row.by_xla
-
-
-def test_a_gpu_is_given_the_kernel():
-    query, keys, values, change, bias, keep, segments = drawn(2, 128, 4, 64)
-    narrow = [y.astype(jnp.bfloat16) for y in (query, keys, values, change)]
-
-    def passed_back(query, keys, values, change, bias):
-        attend = lambda *inputs: by_row.by_tiles(*inputs[:3], segments, inputs[3], keep)
-        seen, back = jax.vjp(attend, query, keys, values, bias)
-        return seen, back(change)
-
-    unchecked = [jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")]  # nobody keeps what is exported
-    exported = jax.export.export(jax.jit(passed_back), platforms=["cuda"], disabled_checks=unchecked)(*narrow, bias)
-    assert exported.mlir_module().count("@__gpu$xla.gpu.triton") == 4

@@ -115,9 +115,7 @@ def open_source(path: str | Path, expected: T5Config | None = None) -> Source:
     folder = Path(text).expanduser()
     if folder.is_dir():
         names = {entry.name for entry in folder.iterdir()}
-        if "state" in names:
-            return t5x_checkpoint.open_checkpoint(str(folder.resolve()), expected)  # which says what is wrong with it
-        if "checkpoint" in names or any(re.fullmatch(r"checkpoint_\d+", name) for name in names):
+        if names & {"checkpoint", "state"} or any(re.fullmatch(r"checkpoint_\d+", name) for name in names):
             found = t5x_checkpoint.newest(str(folder.resolve()))
             if sum(name.startswith("checkpoint_") for name in names) > 1:
                 logging.getLogger(__name__).warning("Of the checkpoints in %s the newest is read: %s", folder, found)

@@ -1,4 +1,8 @@
-"""T5X's checkpoint folders: a msgpack index `checkpoint`, and one Zarr array a parameter through TensorStore."""
+"""T5X's checkpoint folders: one Zarr array a parameter, through TensorStore.
+
+The released ones, and those written here, have a msgpack index `checkpoint`. T5X's newer default is Orbax's layout: a
+folder `state`, where arrays are called after their parameters.
+"""
 
 import math
 import re
@@ -23,7 +27,7 @@ BIAS = "relpos_bias/rel_embedding"
 def newest(path: str) -> str:
     """`path` itself if it is a checkpoint, else the one of the highest step in it."""
     if not path.startswith("gs://"):
-        if (Path(path) / "checkpoint").is_file():
+        if Path(path, "checkpoint").is_file() or Path(path, "state").is_dir():
             return path
         names = [entry.name for entry in Path(path).iterdir()]
     else:
@@ -31,9 +35,14 @@ def newest(path: str) -> str:
             return path
         keys = _wait(path, ts.KvStore.open(_kvstore(path, "")), "opened").list().result()
         names = [key.decode().partition("/")[0] for key in keys]
+        if "state" in names:
+            return path
     steps = [int(m[1]) for name in names if (m := re.fullmatch(r"checkpoint_(\d+)", name))]
     if not steps:
-        raise UserError(f"There is no T5X checkpoint in {path}: expected a file `checkpoint`, or folders checkpoint_N.")
+        raise UserError(
+            f"There is no T5X checkpoint in {path}: expected a file `checkpoint`, a folder `state`, or folders"
+            " checkpoint_N."
+        )
     return f"{path}/checkpoint_{max(steps)}"
 
 
@@ -78,16 +87,15 @@ def _write(folder: Path, array: np.ndarray) -> dict[str, Any]:
 
 
 def read_index(path: str) -> dict[str, Any]:
-    """What the file `checkpoint` of a folder checkpoint_N says. Raises UserError for what is no T5X checkpoint."""
+    """What a folder checkpoint_N says of its arrays. Raises UserError for what is no T5X checkpoint."""
     data = _get(path, "checkpoint")
-    if data is None and Path(path, "state").is_dir():
-        raise UserError(
-            f"{path} is in Orbax's layout, which T5X writes unless use_orbax is False; only its older layout, that of"
-            " the released checkpoints, is read here. Restore and save it once under T5X with"
-            " --gin.train_script.train.use_orbax=False."
-        )
+    if data is None and (state := _orbax_state(path)):
+        return state
     if data is None:
-        raise UserError(f"There is no file {path}/checkpoint; expected a T5X folder checkpoint_N.")
+        raise UserError(
+            f"There is neither a file {path}/checkpoint nor an array in {path}/state; expected a T5X folder"
+            " checkpoint_N that was saved to its end."
+        )
     if data.startswith(b"model_checkpoint_path"):
         raise UserError(
             f"{path} is a Mesh TensorFlow checkpoint. Use the T5X one of the same model, for example"
@@ -102,13 +110,39 @@ def read_index(path: str) -> dict[str, Any]:
     return contents
 
 
+def _orbax_state(path: str) -> dict[str, Any]:
+    """The step, and where the parameters stand in Orbax's layout; empty where nothing stands in it.
+
+    Arrays are folders of `state`, or of the database that OCDBT keeps in its files.
+    """
+    inside = _kvstore(path, "state/")
+    in_database = _get(path, "state/manifest.ocdbt") is not None
+    if in_database:
+        inside = {"driver": "ocdbt", "base": inside, "path": ""}
+    kvstore = _wait(path, ts.KvStore.open(inside), "the folder state")
+    state: dict[str, Any] = {}
+    for key in _wait(path, kvstore.list(), "the folder state"):
+        array = re.fullmatch(r"(target\..+|state\.step)/(\.zarray|zarr\.json)", key.decode(errors="replace"))
+        if array:
+            state[array[1].replace(".", "/")] = ts.Spec({
+                "driver": "zarr" if array[2] == ".zarray" else "zarr3",
+                "kvstore": {**inside, "path": f"{inside['path']}{array[1]}/"},
+                "fill_missing_data_reads": in_database,  # it knows what it holds, and zeros need not be
+            })  # fmt: skip
+    if step := state.get("state/step"):
+        store = _wait(path, ts.open(step, open=True), "the step")
+        _refuse_more_than_held(path, "step", store)
+        state["state/step"] = _wait(path, store.read(), "the step")
+    return traverse_util.unflatten_dict(state, sep="/")
+
+
 def state_and_target(path: str, contents: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """An index's state and, in it, the tree of parameters. Raises UserError where they are missing."""
     state = contents["optimizer"] if _has_state_below(contents) else contents
     target = state.get("target") if isinstance(state, dict) else None
     target = target.get("params", target) if isinstance(target, dict) else None
     if not isinstance(target, dict):
-        raise UserError(f"{path}/checkpoint has no entry `target`; it is not a T5X checkpoint of a model.")
+        raise UserError(f"{path} has no entry `target`; it is not a T5X checkpoint of a model.")
     return state, target
 
 
@@ -136,9 +170,9 @@ def open_tensors(path: str, target: dict[str, Any]) -> dict[str, Tensor]:
     return found
 
 
-def _opening(path: str, name: str, spec: dict[str, Any]) -> Any:
+def _opening(path: str, name: str, spec: Any) -> Any:
     try:
-        return ts.open(_spec(path, name, spec), open=True)
+        return ts.open(spec if isinstance(spec, ts.Spec) else _spec(path, name, spec), open=True)
     except ValueError as error:
         raise UserError(f"{path}/checkpoint has no folder's name for the tensor {name}: copy it again.") from error
 
@@ -151,8 +185,8 @@ def _refuse_more_than_held(path: str, name: str, store: ts.TensorStore) -> None:
     if path.startswith("gs://"):
         return
     kvstore: Any = store.kvstore
-    folder = Path(kvstore.path)
-    held = sum(file.stat().st_size for file in folder.iterdir() if file.is_file())
+    folder = Path((kvstore.base or kvstore).path)  # a database's own, which holds all arrays
+    held = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     chunk = [n or 1 for n in store.chunk_layout.read_chunk.shape or ()]
     claimed = max(math.prod(store.shape), math.prod(chunk)) * store.dtype.numpy_dtype.itemsize
     if claimed > max(SMALL, held * DENSEST):
@@ -162,7 +196,7 @@ def _refuse_more_than_held(path: str, name: str, store: ts.TensorStore) -> None:
 
 
 def _is_spec(leaf: Any) -> bool:
-    return isinstance(leaf, dict) and "driver" in leaf
+    return isinstance(leaf, ts.Spec) or (isinstance(leaf, dict) and "driver" in leaf)
 
 
 def _spec(path: str, name: str, leaf: dict[str, Any]) -> dict[str, Any]:
@@ -205,7 +239,8 @@ def _decoded(array: np.ndarray) -> np.ndarray:
 def step_of(state: dict[str, Any]) -> int | None:
     """The step an index's state was saved at, where it tells."""
     step = state.get("state", {}).get("step") if isinstance(state.get("state"), dict) else None
-    return int(np.asarray(step).reshape(-1)[0]) if isinstance(step, int | np.ndarray | np.generic) else None
+    known = isinstance(step, int | np.ndarray | np.generic) and np.size(step)
+    return int(np.asarray(step).reshape(-1)[0]) if known else None
 
 
 def _unscanned(path: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -8,12 +8,14 @@ import functools
 import io
 import json
 import random
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import spoiling
+import tensorstore as ts
 from flax import serialization
 from safetensors.numpy import save
 
@@ -215,6 +217,19 @@ def _zarr() -> Parser:
     return Parser(names, lambda: [valid], read)
 
 
+def _orbax() -> Parser:
+    """A prompt alone in Orbax's layout; what its files are called is drawn anew each time."""
+    with tempfile.TemporaryDirectory() as made:
+        state = Path(made) / "t5x" / "state"
+        for name, values in {"target.encoder.prompt.prompt.prompt": VECTORS, "state.step": np.int32(7)}.items():
+            kvstore = {"driver": "ocdbt", "base": f"file://{state}/", "path": f"{name}/"}
+            spec = {"driver": "zarr", "kvstore": kvstore, "dtype": values.dtype.name}
+            ts.open(spec, create=True, shape=values.shape).result()[...] = values
+        files = [path for path in sorted(state.rglob("*")) if path.is_file()]
+        valid = {str(path.relative_to(made)): path.read_bytes() for path in files}
+    return Parser(tuple(valid), lambda: [valid], lambda folder: export.load(folder / "t5x"))
+
+
 def _tensors() -> dict[str, np.ndarray]:
     """A T5 of one layer each under Hugging Face's names."""
     vocabulary, width, joined, mlp = 6, 4, 4, 5
@@ -273,6 +288,6 @@ def parsers() -> dict[str, Parser]:
         "npy": _prompt("p.npy", _npy_bytes(VECTORS), _npy_bytes(VECTORS.astype(np.float16).T)),
         "safetensors": _prompt("p.safetensors", safetensors_bytes({})),
         "card": _prompt("p.safetensors", safetensors_bytes(CARD)),
-        "index": _index(), "zarr": _zarr(), "t5x_base": _t5x_base(), "huggingface": _huggingface(), "peft": _peft(),
-        "library": _library(),
+        "index": _index(), "zarr": _zarr(), "orbax": _orbax(), "t5x_base": _t5x_base(),
+        "huggingface": _huggingface(), "peft": _peft(), "library": _library(),
     }  # fmt: skip

@@ -13,13 +13,14 @@ import gin
 import jax
 import jax.numpy as jnp
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from flax import serialization, traverse_util
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from safetensors.numpy import load_file, save_file
 
 from prompt_tuning import base as base_module
-from prompt_tuning import split, t5x_checkpoint
+from prompt_tuning import export, split, t5x_checkpoint
 from prompt_tuning.base import load_base, save_t5x
 from prompt_tuning.base_source import Source
 from prompt_tuning.errors import UserError
@@ -355,10 +356,28 @@ def test_a_hub_name_is_loaded_from_what_the_hub_gives(hf, monkeypatch):
         load_base("someone/t5-tiny")
 
 
-def test_t5xs_orbax_layout_is_refused_by_name(tmp_path):
-    (tmp_path / "checkpoint_5" / "state").mkdir(parents=True)
+@pytest.mark.parametrize("layout", ["ocdbt", "zarr3", "arrays"])
+def test_orbaxs_layout_is_read_as_t5xs_own(t5x, tmp_path, layout):
+    before = load_base(t5x)
+    params = {**before.params, "encoder": {**before.params["encoder"], "prompt": jnp.ones((3, 8))}}
+    states = {"step": np.int32(1_100_005), "param_states": {"encoder": {"prompt": {"v": jnp.ones(3)}}}}
+    kind = {"use_ocdbt": layout != "arrays", "use_zarr3": layout == "zarr3"}
+    options = ocp.CheckpointManagerOptions(step_prefix="checkpoint")
+    handlers = {"state": ocp.PyTreeCheckpointHandler(**kind)}
+    with ocp.CheckpointManager(tmp_path / "o", options=options, item_handlers=handlers) as manager:
+        saved = ocp.args.PyTreeSave({"target": params, "state": states})
+        manager.save(5, args=ocp.args.Composite(state=saved))
+    folder = tmp_path / "o" / "checkpoint_5"
+    for path in (tmp_path / "o", folder):
+        read = load_base(path)
+        assert (read.digest, read.step, read.path) == (before.digest, 1_100_005, str(folder))
+    np.testing.assert_array_equal(export.load(folder).vectors, np.ones((3, 8)))
+
+
+def test_a_folder_that_orbax_did_not_finish_is_refused(tmp_path):
+    (tmp_path / "checkpoint_5" / "state" / "ocdbt.process_0" / "d").mkdir(parents=True)
     for path in (tmp_path, tmp_path / "checkpoint_5"):
-        with pytest.raises(UserError, match="use_orbax"):
+        with pytest.raises(UserError, match=r"nor an array in .*/checkpoint_5/state; expected .* saved to its end"):
             load_base(path)
 
 

@@ -252,34 +252,41 @@ def test_t5x_reads_what_we_write(tmp_path, dtype):
     assert int(read["state"]["step"]) == 7
 
 
-def written_by_t5x(state: object, folder: Path, dtype: object) -> Path:
-    """A checkpoint of T5X's own, with the states of the optimizer in it."""
+def written_by_t5x(state: object, folder: Path, dtype: object, orbax: bool = False) -> Path:
+    """A checkpoint of T5X's own, with the states of the optimizer in it; in its older layout, or in Orbax's."""
     from t5x import checkpoints, partitioning
 
     from prompt_tuning import t5x_bridge
 
+    folder.mkdir(exist_ok=True)
     rules = partitioning.standard_logical_axis_rules(additional_rules=t5x_bridge.axis_rules())
     with promotion():
         partitioner = partitioning.PjitPartitioner(num_partitions=1, logical_axis_rules=rules)
-        checkpoints.Checkpointer(state, partitioner, str(folder), save_dtype=jnp.dtype(dtype)).save(state)
+        given = {"train_state": state, "partitioner": partitioner, "save_dtype": jnp.dtype(dtype)}
+        if orbax:
+            manager = checkpoints.OrbaxCheckpointManagerInterface(directory=str(folder), **given)
+            manager.save(state)
+            manager.close()
+        else:
+            checkpoints.Checkpointer(checkpoints_dir=str(folder), **given).save(state)
     states = traverse_util.flatten_dict(state.state_dict()["state"]["param_states"])
     assert sum(np.size(leaf) for leaf in states.values() if leaf is not None) > 0
     return folder
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_we_read_what_t5x_writes(tmp_path, dtype):
+@pytest.mark.parametrize(("dtype", "orbax"), [(jnp.float32, False), (jnp.bfloat16, False), (jnp.float32, True)])
+def test_we_read_what_t5x_writes(tmp_path, dtype, orbax):
     with promotion():
         state = state_at(encoder_decoder_model(), 9)
     ours = base.save_t5x(random_weights(config(CASE, CASE.vocab_size)), tmp_path / "ours", 7, dtype=dtype)
-    again = base.load_base(written_by_t5x(state, tmp_path / "theirs", dtype))
+    again = base.load_base(written_by_t5x(state, tmp_path / "theirs", dtype, orbax))
     assert again.step == 9 and again.digest == base.load_base(ours).digest
     prompt = export.load(tmp_path / "theirs").vectors
     np.testing.assert_array_equal(prompt, np.asarray(parity_inputs.prompt(CASE), dtype))
 
 
-@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
-def test_t5xs_scanned_network_and_ours_agree_over_its_own_checkpoint(tmp_path, dtype):
+@pytest.mark.parametrize(("dtype", "orbax"), [(jnp.float32, True), (jnp.bfloat16, False)])
+def test_t5xs_scanned_network_and_ours_agree_over_its_own_checkpoint(tmp_path, dtype, orbax):
     import seqio
     from t5x import adafactor, models
     from t5x.examples.scalable_t5 import network
@@ -293,7 +300,7 @@ def test_t5xs_scanned_network_and_ours_agree_over_its_own_checkpoint(tmp_path, d
         stored = jax.tree.map(lambda x: x.astype(dtype).astype(jnp.float32), state.params)
         apply = jax.jit(functools.partial(module.apply, enable_dropout=False))
         theirs = apply({"params": stored}, drawn["inputs"], shifted, drawn["targets"])
-    read = base.load_base(written_by_t5x(state, tmp_path, dtype))
+    read = base.load_base(written_by_t5x(state, tmp_path, dtype, orbax))
     assert not read.config.shared_relative_bias and read.config.num_encoder_layers == CASE.layers
     ours = jax.jit(T5(read.config).apply)({"params": read.params}, drawn["inputs"], shifted)
     assert np.abs(np.asarray(ours) - np.asarray(theirs))[drawn["targets"] > 0].max() < 1e-5

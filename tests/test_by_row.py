@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -168,17 +167,9 @@ def test_a_step_by_the_kernel_is_that_of_masked_rows(monkeypatch, devices, at_on
     assert_alike(found[1], found[0])
 
 
-class Told(NamedTuple):
-    """What JAX tells of the devices of a mesh."""
-
-    device_kind: str
-    platform: str
-    num_cores: int = 1
-
-
 def on(kind, model_parallel=1):
     """As if what is traced were for such devices."""
-    told = Told(kind, "tpu" if "TPU" in kind else "gpu")
+    told = jax.sharding.AbstractDevice(kind, 1, "tpu" if "TPU" in kind else "gpu")
     mesh = jax.sharding.AbstractMesh((1, model_parallel), ("data", "model"), abstract_device=told)
     return jax.sharding.use_abstract_mesh(mesh)
 
@@ -209,8 +200,8 @@ def test_it_is_for_an_nvidia_gpu_and_narrow_numbers():
         assert not by_row.fits(512, 12, 64, jnp.bfloat16)
 
 
-def exported(attend, length, platform, *unchecked):
-    """The program of forward and backward, bias and all, as a platform is given it."""
+def exported(attend, length, kind, *unchecked):
+    """The program of forward and backward, bias and all, as a device of this kind is given it."""
     query, keys, values, change, bias, keep, segments = drawn(2, length, 4, 64)
     narrow = [y.astype(jnp.bfloat16) for y in (query, keys, values, change)]
 
@@ -218,17 +209,20 @@ def exported(attend, length, platform, *unchecked):
         seen, back = jax.vjp(lambda *inputs: attend(*inputs[:3], segments, inputs[3], keep), query, keys, values, bias)
         return seen, back(change)
 
+    platform = "tpu" if "TPU" in kind else "cuda"
     program = jax.export.export(jax.jit(passed_back), platforms=[platform], disabled_checks=unchecked)
-    return program(*narrow, bias).mlir_module()
+    with on(kind):
+        return program(*narrow, bias).mlir_module()
 
 
 def test_a_tpu_is_given_the_kernel():
-    assert exported(by_kernel, 256, "tpu").count("tpu_custom_call") >= 2
+    assert exported(by_kernel, 256, "TPU v5 lite").count("tpu_custom_call") >= 2
 
 
 def test_a_gpu_is_given_the_kernel():
     unchecked = jax.export.DisabledSafetyCheck.custom_call("__gpu$xla.gpu.triton")  # nobody keeps what is exported
-    assert exported(by_row.by_tiles, 128, "cuda", unchecked).count("@__gpu$xla.gpu.triton") == 4
+    given = exported(by_row.by_tiles, 128, "NVIDIA H100 80GB HBM3", unchecked)
+    assert given.count("@__gpu$xla.gpu.triton") == 4
 
 
 def halved(*args):

@@ -10,7 +10,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
-from prompt_tuning import export, interpret, terminal
+from prompt_tuning import disk, export, interpret, terminal
 from prompt_tuning.base import base_of, open_source, spelling
 from prompt_tuning.errors import UserError
 from prompt_tuning.flags import whole_number
@@ -47,8 +47,8 @@ def main(options: argparse.Namespace) -> int:
     reading = _read(options)
     show(reading)
     if folder:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "interpret.json").write_text(json.dumps(as_json(reading), indent=1, ensure_ascii=False) + "\n")
+        with disk.replacing(folder / "interpret.json") as file:
+            file.write((json.dumps(as_json(reading), indent=1, ensure_ascii=False) + "\n").encode())
         draw(reading, folder / "interpret.png")
         print(f"{folder / 'interpret.json'}, {folder / 'interpret.png'}")
     return 0

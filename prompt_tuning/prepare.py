@@ -18,7 +18,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from rich.table import Table
 from rich.text import Text
 
-from prompt_tuning import terminal
+from prompt_tuning import disk, terminal
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.records import read_records
 
@@ -219,7 +219,8 @@ def _write_sums(root: Path, files: Sequence[Path]) -> None:
     """Adds the files to the list of checksums, in the format of `sha256sum --check`."""
     sums = _read_sums(root) | {f.relative_to(root).as_posix(): _sum(f) for f in files}
     lines = (f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
-    (root / SUMS).write_text("".join(lines), encoding="utf-8")
+    with disk.replacing(root / SUMS) as file:
+        file.write("".join(lines).encode())
 
 
 def check_sums(root: Path, chosen: Sequence[Published]) -> set[str]:

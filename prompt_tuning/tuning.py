@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from prompt_tuning import batches, configure, device, infer, job, kinds, optim, prompt_file, slots, split
+from prompt_tuning import batches, configure, device, disk, infer, job, kinds, optim, prompt_file, slots, split
 from prompt_tuning.base import save_t5x
 from prompt_tuning.checkpoint import Best
 from prompt_tuning.errors import UserError
@@ -261,6 +261,6 @@ def save_model(opened: Opened, params: split.Params, step: int) -> str:
         return str(folder / f"checkpoint_{step}")
     if (folder / f"checkpoint_{step}").is_dir():
         return str(folder / f"checkpoint_{step}")
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "spiece.model").write_bytes(Path(opened.vocabulary.path).read_bytes())
+    with disk.replacing(folder / "spiece.model") as file:
+        file.write(Path(opened.vocabulary.path).read_bytes())
     return save_t5x(params, folder, step)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import sentencepiece
+from conftest import full
 
 from prompt_tuning import data_command, prepare
 from prompt_tuning.errors import UserError
@@ -149,6 +150,14 @@ def test_prepare_notices_a_changed_file_and_loses_none(published, capsys):
         file.write("{}\n")
     assert data_command.main(["prepare", "CB", "--data_dir", str(published)]) == 1
     assert "changed val.jsonl" in capsys.readouterr().out
+
+
+def test_checksums_that_the_disk_has_no_room_for_leave_those_of_other_sets(published, capsys):
+    data_command.main(["prepare", "CB", "--data_dir", str(published)])
+    before = (published / prepare.SUMS).read_bytes()
+    with full(len(before) + 1), pytest.raises(OSError, match="File too large"):
+        data_command.main(["prepare", "MRPC", "--data_dir", str(published)])
+    assert (published / prepare.SUMS).read_bytes() == before
 
 
 def test_prepare_lists_what_could_not_be_had_and_where_it_is(published, capsys, monkeypatch):

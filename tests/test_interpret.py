@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+from conftest import full
 
 from prompt_tuning import cli, interpret, prompt_file, slots
 from prompt_tuning.base import load_base
@@ -93,6 +94,9 @@ def test_the_command_shows_a_table_and_writes_a_picture_and_json(home, table, tm
     assert cli.main(["interpret", str(tmp_path / "p.safetensors"), *others]) == 0
     found = json.loads((tmp_path / "out" / "interpret.json").read_text())
     assert [p["norm_before"] for p in found["positions"]] == before, "it began as it was trained"
+    with full(100):
+        assert cli.main(["interpret", str(tmp_path / "p.safetensors"), "--out", str(tmp_path / "out")]) == 2
+    assert json.loads((tmp_path / "out" / "interpret.json").read_text()) == found, "the disk had no room for another"
     np.save(tmp_path / "first.npy", trained / 2)
     arguments = ["--before", str(tmp_path / "first.npy"), "--neighbours", "3", "--out", str(tmp_path / "out")]
     assert cli.main(["interpret", str(tmp_path / "p.safetensors"), *arguments]) == 0

@@ -5,7 +5,6 @@ import importlib.util
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import subprocess
@@ -19,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
-from conftest import Signalling, flags, random_bank, start_state
+from conftest import Signalling, flags, full, random_bank, start_state
 
 from prompt_tuning import base, checkpoint, cli, infer, log, optim, preemption, prompt_file, run_folder
 from prompt_tuning.checkpoint import Best, Checkpointer, Identity
@@ -214,9 +213,7 @@ def test_a_file_too_large_for_the_disk_leaves_the_old_one(saved, tmp_path):
     path = tmp_path / "prompt.safetensors"
     prompt_file.save_safetensors(path, prompt_file.Prompt(random_bank([4])[0]))
     before = path.read_bytes()
-    _, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
-    try:
+    with full(2000):
         with pytest.raises(OSError, match="File too large"):
             prompt_file.save_safetensors(path, prompt_file.Prompt(random_bank([512])[0]))
         with pytest.raises(UserError, match="is full"):
@@ -224,8 +221,6 @@ def test_a_file_too_large_for_the_disk_leaves_the_old_one(saved, tmp_path):
             Checkpointer(saved).save(large, best_at(9), IDENTITY)
         with pytest.raises(UserError, match="is full"):
             base.save_t5x({"embedding": random_bank([512])[0]}, tmp_path / "base", 9)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
     assert path.read_bytes() == before and not list(tmp_path.glob(".*.part"))
     assert not list((tmp_path / "base").iterdir())
     assert same(restored(saved), 6)

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 import jax
 import numpy as np
 import pytest
-from conftest import configured, flags, reviews
+from conftest import configured, flags, full, reviews
 
 from prompt_tuning import base, batches, cli, prompt_file, split, task_file, tuning
 from prompt_tuning.examples import Examples, Ragged
@@ -67,6 +67,17 @@ def test_model_tuning_learns_a_task_and_leaves_a_base_that_can_be_opened(home, t
     best = max(r["eval"]["films"]["accuracy"] for r in records(tmp_path) if "eval" in r)
     assert cli.main(["eval", *settings]) == 0
     assert json.loads((tmp_path / "eval.jsonl").read_text())["metrics"]["films"]["accuracy"] == pytest.approx(best)
+
+
+def test_a_vocabulary_that_the_disk_has_no_room_for_leaves_the_one_beside_earlier_models(home, tmp_path):
+    (tmp_path / "base").mkdir()
+    beside = tmp_path / "base" / "spiece.model"
+    beside.write_bytes(b"as it was")
+    vocabulary = SimpleNamespace(path=home / "base" / "spiece.model")
+    opened = SimpleNamespace(run=SimpleNamespace(folder=tmp_path), vocabulary=vocabulary)
+    with full(100), pytest.raises(OSError, match="File too large"):
+        tuning.save_model(opened, {}, 3)
+    assert beside.read_bytes() == b"as it was"
 
 
 def test_a_model_is_pretrained_on_text_and_adapted_further(home, text, tmp_path):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import struct
 
-from prompt_tuning import __version__, disk
+from prompt_tuning import __version__, disk, job
 from prompt_tuning.errors import UserError
 from prompt_tuning.step import TrainState
 
@@ -123,6 +123,7 @@ class Checkpointer:
                 f"checkpoint {self._set_aside(n)} is damaged ({why}): going on from step {step}"
                 for n, why in damaged.items()
             ]
+            job.together("damaged checkpoints are set aside")  # else a process may take one for saved already
             self._manager.reload()
             return dataclasses.replace(found, notes=tuple(told))
         listed = "; ".join(f"{step}: {why}" for step, why in damaged.items())

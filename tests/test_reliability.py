@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 import pytest
 from conftest import Signalling, flags, full, random_bank, start_state
 
-from prompt_tuning import base, checkpoint, cli, infer, log, optim, preemption, prompt_file, run_folder
+from prompt_tuning import base, checkpoint, cli, infer, job, log, optim, preemption, prompt_file, run_folder
 from prompt_tuning.checkpoint import Best, Checkpointer, Identity
 from prompt_tuning.errors import UserError
 
@@ -98,6 +98,16 @@ def test_no_damage_to_any_file_of_a_checkpoint_is_taken_for_its_numbers(saved, t
         else:
             assert same(found, 6), f"{file}: other numbers than were written"
     assert fallen_back >= 2
+
+
+def test_no_process_looks_again_before_a_damaged_checkpoint_is_out_of_the_way(saved, monkeypatch):
+    shutil.rmtree(saved / "checkpoints" / "6" / "state")
+    seen, looked_again = [], ocp.CheckpointManager.reload
+    aside = saved / "checkpoints" / "damaged-6"
+    monkeypatch.setattr(job, "together", lambda _: seen.append(("waits", aside.is_dir())))
+    monkeypatch.setattr(ocp.CheckpointManager, "reload", lambda self: seen.append("looks again") or looked_again(self))
+    restored(saved)
+    assert seen == [("waits", True), "looks again"]
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_left_as_it_is(saved):

@@ -98,10 +98,10 @@ class Bank:
         return Bank(changed, (*self.entries[:k], entry, *self.entries[k + 1 :]))
 
 
-def room_for(prompts: Iterable[prompt_file.Prompt]) -> tuple[int, int]:
-    """The vectors of the longest of some prompts, and the tokens of the longest answer that they write."""
+def room_for(prompts: Iterable[prompt_file.Prompt], least: int = 1) -> tuple[int, int]:
+    """Vectors, `least` or more, and tokens of an answer: as many as the longest of some prompts has and writes."""
     lengths = [(len(prompt.vectors), prompt.card.answer_length) for prompt in prompts]
-    return max(n for n, _ in lengths), max(n for _, n in lengths)
+    return max([least, *(n for n, _ in lengths)]), max([LENGTHS["targets"], *(n for _, n in lengths)])
 
 
 def placement(card: prompt_file.Card, name: str) -> layout.Placement:

@@ -13,9 +13,9 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from prompt_tuning.bank import room_for
 from prompt_tuning.base import base_of
 from prompt_tuning.errors import UserError
-from prompt_tuning.examples import LENGTHS
 from prompt_tuning.predict import PromptTuned
 from prompt_tuning.serve.app import create_app
 from prompt_tuning.serve.gate import Gate
@@ -66,8 +66,7 @@ def load(options: argparse.Namespace) -> Service:
     base = base_of((prompt.card for prompt in found.values()), options.base, str(options.prompts))
     if len(found) > options.slots:
         raise UserError(f"{options.prompts} holds {len(found)} prompts and --slots is {options.slots}. Type --slots {len(found)}.")  # fmt: skip # noqa: E501
-    longest = max([SHORTEST_BANK, *(len(prompt.vectors) for prompt in found.values())])
-    answers = max([LENGTHS["targets"], *(prompt.card.answer_length for prompt in found.values())])
+    longest, answers = room_for(found.values(), SHORTEST_BANK)
     tuned = PromptTuned.open(base, options.slots, longest, options.vocabulary, answer_length=answers)
     for name, prompt in found.items():
         tuned.add(prompt, name)

@@ -13,7 +13,7 @@ import numpy as np
 from prompt_tuning import fields, quiet
 from prompt_tuning.errors import UserError, nearest
 from prompt_tuning.examples import HIDDEN, Examples, Ragged, part_of
-from prompt_tuning.vocabulary import Vocabulary, flatten, warn_of_cut
+from prompt_tuning.vocabulary import Vocabulary, warn_of_cut
 
 READ_BATCH = 1024  # examples handed from TensorFlow to numpy at a time
 SHUFFLED = 10_000  # examples of a stream that are shuffled among one another
@@ -209,4 +209,4 @@ def _read(dataset: tf.data.Dataset, batched: bool = False) -> list[dict[str, Any
 
 def _trim(tokens: Sequence[Sequence[int]], limit: int) -> tuple[Ragged, int]:
     """Sequences cut at the limit, and how many were."""
-    return flatten([t[:limit] for t in tokens]), sum(len(t) > limit for t in tokens)
+    return Ragged.of([t[:limit] for t in tokens]), sum(len(t) > limit for t in tokens)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from prompt_tuning import __version__, allocator
-from prompt_tuning.errors import UserError, of_system, said
+from prompt_tuning.errors import UserError, nearest, of_system, said
 from prompt_tuning.flags import number, whole_number
 
 EXAMPLE = """\
@@ -40,8 +40,6 @@ def _main(argv: Sequence[str] | None) -> int:
         return 0
     try:
         if argv[0] not in COMMANDS:
-            from prompt_tuning.errors import nearest
-
             raise UserError(f"There is no command {argv[0]!r}.{nearest(argv[0], COMMANDS)} Type prompt-tuning --help.")
         _, run = COMMANDS[argv[0]]
         if whole_process:  # and not a caller's, who may not be started again

@@ -119,9 +119,9 @@ def train_step(
     """One update of what is trainable; a slot's gradient comes from its own examples only.
 
     A batch in parts goes through the model part by part, for less memory and less padding: those that hold no example
-    are not computed. The metrics are each slot's mean loss a target token, the
-    norm of its gradient, whether it took the step, and how many in a row it did not: one whose loss, gradient or new
-    prompt is no finite number stays as it was, for good after GIVEN_UP times.
+    are not computed. The metrics are each slot's mean loss a target token, the norm of its gradient, whether it took
+    the step, and how many in a row it did not: one whose loss, gradient or new prompt is no finite number stays as it
+    was, for good after GIVEN_UP times.
     """
     sane = _sane(state.trainable, model.slots)
     start = _without(~sane, state.trainable)

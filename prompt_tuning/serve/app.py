@@ -40,7 +40,7 @@ def create_app(service: Service, hosts: Collection[str] | None = None) -> Gate:
     return Gate(api, service.metrics, limits.body, limits.seconds, lambda: service.stopping, hosts)
 
 
-def _errors(*statuses: int, **known: str) -> dict[int | str, dict[str, Any]]:
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     meaning = {404: "There is no such prompt.", 409: "The prompt is in another state.", 422: "It cannot be answered."}
     return {status: {"model": schemas.Error, "description": (meaning | BUSY)[status]} for status in statuses}
 

@@ -165,7 +165,7 @@ def _read(path: Path) -> tuple[list[Entry], dict[str, np.ndarray]]:
             entries = [Entry(**row | {"stamp": tuple(row["stamp"])}) for row in json.loads(file.metadata()["entries"])]
             rows = {int(width): iter(file.get_tensor(width)) for width in file.keys()}  # noqa: SIM118 - no mapping
             return entries, {entry.name: next(rows[entry.width]) for entry in entries}
-    except (SafetensorError, ValueError, KeyError, TypeError, StopIteration):
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError, StopIteration):
         return [], {}  # it is made again from the prompts
 
 

@@ -88,6 +88,18 @@ def test_a_damaged_index_is_made_again(shelf, places):
         assert Library(shelf.folder).search(places[0]) == before
 
 
+def test_an_index_that_may_not_be_read_is_gone_without(shelf, places, monkeypatch):
+    before, real = shelf.search(places[0]), library.safe_open
+
+    def kept_back(path, *how):
+        if path == shelf.folder / library.INDEX:
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path, *how)
+
+    monkeypatch.setattr(library, "safe_open", kept_back)
+    assert Library(shelf.folder).search(places[0]) == before
+
+
 def test_a_name_that_is_taken_is_refused_and_nothing_is_added(shelf, places, tmp_path):
     new = save(tmp_path, "new", 1)
     for batch in ([new, places[0]], [new, new]):

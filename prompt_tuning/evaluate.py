@@ -1,6 +1,7 @@
 """prompt-tuning eval: the best prompts of a run, or prompts from files, scored on a split, alone and together."""
 
 import collections
+import contextlib
 import dataclasses
 import json
 import os
@@ -144,7 +145,7 @@ def _record(
 def _of_run(opened: Opened) -> tuple[np.ndarray, list[str]]:
     """The bank to score and the step each prompt is of; where nothing was trained, the files that PROMPT_INIT names."""
     run = opened.run
-    trained = run.model_dir and (run.folder / "checkpoints").is_dir() and Checkpointer(run.folder).latest is not None
+    trained = _is_trained(run)
     if not trained and all(getattr(slot.init, "__name__", "") == inits.from_file.__name__ for slot in opened.slots):
         return opened.start_bank(), ["file"] * len(opened.slots)
     if not trained:
@@ -163,6 +164,14 @@ def _of_run(opened: Opened) -> tuple[np.ndarray, list[str]]:
     for slot, labels, (path, prompt) in zip(opened.slots, opened.labels, prompts.items(), strict=True):
         _refuse_other_use(path, prompt, slot.placement.__name__, labels)
     return _bank(opened, prompts), [_step(one) for one in prompts.values()]
+
+
+def _is_trained(run: Run) -> bool:
+    """Whether a run has saved anything."""
+    if not run.model_dir or not (run.folder / "checkpoints").is_dir():
+        return False
+    with contextlib.closing(Checkpointer(run.folder)) as saved:
+        return saved.latest is not None
 
 
 def _bank(opened: Opened, prompts: dict[str, Prompt]) -> np.ndarray:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from prompt_tuning import terminal, tiny
+from prompt_tuning import terminal
 from prompt_tuning.errors import UserError
 from prompt_tuning.examples import LENGTHS, Mixture, Task
 from prompt_tuning.flags import whole_number
@@ -101,7 +101,7 @@ def list_tasks(options: argparse.Namespace) -> None:
 
 def show(options: argparse.Namespace) -> None:
     """Prints each split's size, commonest answer and lengths in tokens, and a few examples."""
-    vocabulary = Vocabulary(tiny.VOCABULARY if options.vocabulary == "tiny" else options.vocabulary)
+    vocabulary = Vocabulary(options.vocabulary)
     lengths = dict(zip(LENGTHS, options.lengths, strict=True)) if options.lengths else LENGTHS
     mixture = _open(options, vocabulary, lengths)
     console = terminal.console()

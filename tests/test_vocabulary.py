@@ -8,6 +8,7 @@ import pytest
 import sentencepiece
 
 from prompt_tuning.errors import UserError
+from prompt_tuning.tiny import VOCABULARY
 from prompt_tuning.vocabulary import Vocabulary
 
 T5_MODEL = Path(__file__).parents[1].parent / "shared/models/flan_t5_small/spiece.model"
@@ -110,6 +111,14 @@ def test_t5s_own_ids(t5):
     assert t5.encode("not_equivalent") == [59, 834, 15, 1169, 15592]
     assert t5.encode("positive") == [1465]
     assert t5.encode("<extra_id_0>") == [32099]
+
+
+def test_the_one_that_comes_along_has_its_bases_name_unless_a_folder_is_called_so(tiny, tmp_path, monkeypatch):
+    assert Vocabulary("tiny").path == str(VOCABULARY)
+    (tmp_path / "tiny").mkdir()
+    tiny.save(tmp_path / "tiny" / "spiece.model")
+    monkeypatch.chdir(tmp_path)
+    assert Vocabulary("tiny").path == str(Path("tiny") / "spiece.model")
 
 
 def test_a_missing_model_is_named(tmp_path):

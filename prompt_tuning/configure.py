@@ -41,11 +41,11 @@ def parse(
     """
     gin.clear_config()
     folders = ["", *search_paths, str(gin_folder())]
-    for folder in folders[1:]:
-        gin.add_config_file_search_path(folder)  # for include statements
     files = [_find(file, folders) for file in files]
     quiet = lambda record: not record.getMessage().startswith("Path not found")
     logging.getLogger().addFilter(quiet)  # gin's word on every folder an included file is not in
+    for folder in folders[1:]:
+        gin.add_config_file_search_path(folder)  # for include statements
     try:
         gin.parse_config_files_and_bindings(
             [str(gin_folder() / DEFAULTS), *files], list(bindings), print_includes_and_imports=False
@@ -55,6 +55,8 @@ def parse(
         raise UserError(_explain(error)) from error
     finally:
         logging.getLogger().removeFilter(quiet)
+        for folder in folders[1:]:
+            gin.config._LOCATION_PREFIXES.remove(folder)  # else what is configured next would include from there too
     with gin.unlock_config():
         for name, value in (values or {}).items():
             gin.bind_parameter(f"{name}/gin.macro.value", value)

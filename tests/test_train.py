@@ -426,6 +426,15 @@ def test_a_run_is_the_papers_where_nothing_else_is_set(given):
     assert found == expected
 
 
+def test_gin_files_are_included_from_the_folders_given_and_later_from_these_no_more(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "inside.gin").write_text("BATCH_SIZE = 7\n")
+    (tmp_path / "a.gin").write_text("include 'inside.gin'\n")
+    configure.parse([str(tmp_path / "a.gin")], search_paths=[str(tmp_path / "folder")])
+    with pytest.raises(UserError, match=r"inside\.gin"):
+        configure.parse([str(tmp_path / "a.gin")])
+
+
 def test_gin_files_compose_in_any_order(tmp_path):
     (tmp_path / "a.gin").write_text("BATCH_SIZE = 7\n")
     files = ["prompts/random_uniform.gin", "models/t5_1_1_small.gin", "runs/sst2_small.gin", str(tmp_path / "a.gin")]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
-from prompt_tuning import device, huggingface, t5x_checkpoint
+from prompt_tuning import device, huggingface, t5x_checkpoint, vocabulary
 from prompt_tuning.base_source import Source
 from prompt_tuning.errors import UserError
 from prompt_tuning.prompt_file import Card, Prompt
@@ -27,7 +27,6 @@ __all__ = ["Base", "load_base", "random_base", "save_t5x"]
 Shardings = Callable[[T5Config], Any]  # from a config to a tree of jax.sharding.Sharding, one a parameter
 
 WORKERS = 4  # tensors on the way from disk to device at once: what loading needs beside the model itself
-VOCABULARIES = ("spiece.model", "sentencepiece.model")
 
 TINY = Path(__file__).parent / "tiny"
 SHIPPED = {"tiny": TINY / "checkpoint_11384", "tiny_pretrained": TINY / "checkpoint_7584"}  # LM-adapted; before that
@@ -204,5 +203,5 @@ def vocabulary_beside(path: str) -> str | None:
     if path.startswith("gs://"):
         return None
     folder = _shipped(path) or Path(path)
-    beside = [folder / name for folder in (folder, folder.parent) for name in VOCABULARIES]
+    beside = [folder / name for folder in (folder, folder.parent) for name in vocabulary.FILES]
     return next((str(file) for file in beside if file.is_file()), None)

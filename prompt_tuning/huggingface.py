@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from prompt_tuning import vocabulary
 from prompt_tuning.base_source import Source, Tensor, of_a_t5
 from prompt_tuning.errors import UserError
 from prompt_tuning.stack import T5Config
@@ -21,7 +22,7 @@ _ACTIVATIONS = {
     "gated-relu": ("relu", "linear"),
 }
 _FIXED = {"relative_attention_num_buckets": 32, "relative_attention_max_distance": 128, "layer_norm_epsilon": 1e-6}
-_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", "spiece.model", "sentencepiece.model"]
+_FILES = ["config.json", "*.safetensors", "*.safetensors.index.json", *vocabulary.FILES]
 
 # copies of other tensors, and a table that early T5 exports carry although no layer reads it
 _IGNORED = re.compile(

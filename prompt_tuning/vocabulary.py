@@ -14,6 +14,7 @@ from prompt_tuning.examples import Ragged
 PAD_ID = 0
 EOS_ID = 1
 EXTRA_ID = "▁<extra_id_{}>"
+FILES = ("spiece.model", "sentencepiece.model")  # what a model is called beside a base
 SHIPPED = {"tiny": Path(__file__).parent / "tiny"}  # folders by the name of the base that comes along
 
 
@@ -111,7 +112,7 @@ class Vocabulary:
 def _model_file(path: Path) -> Path:
     """The model in a folder, as it stands beside a base, or in one of `SHIPPED`; any other path as it is."""
     folder = path if path.is_dir() else SHIPPED.get(str(path), path)
-    inside = [folder / name for name in ("spiece.model", "sentencepiece.model")]
+    inside = [folder / name for name in FILES]
     return next((p for p in inside if p.is_file()), path)
 
 

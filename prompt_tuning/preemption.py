@@ -24,7 +24,7 @@ class Stop:
     """
 
     def __init__(self) -> None:
-        self._wanted = threading.Event()
+        self._wanted = False  # no Event: its lock would be waited for by a signal that comes while it is set
         self._old: dict[int, Any] = {}
 
     @property
@@ -45,11 +45,11 @@ class Stop:
         if self._together:
             os.kill(os.getpid(), signal.SIGTERM)
         else:
-            self._wanted.set()
+            self._wanted = True
 
     def is_set(self) -> bool:
         """Whether the run is to save and end now."""
-        return self._wanted.is_set()
+        return self._wanted
 
     def after(self, step: int) -> bool:
         """Whether the run ends after `step`; every process asks once at every step, and all get the same answer."""
@@ -57,8 +57,8 @@ class Stop:
             from jax.experimental import multihost_utils
 
             if multihost_utils.reached_preemption_sync_point(step):
-                self._wanted.set()
-        return self._wanted.is_set()
+                self._wanted = True
+        return self._wanted
 
     def leaving(self, batches: Iterable) -> Iterator:
         """The batches of an evaluation. Raises Interrupted as soon as the run is to stop.
@@ -66,6 +66,6 @@ class Stop:
         In a job of several processes the evaluation is finished: only a whole step can be agreed on.
         """
         for batch in batches:
-            if self._wanted.is_set() and not self._together:
+            if self._wanted and not self._together:
                 raise Interrupted
             yield batch

@@ -270,6 +270,35 @@ def test_every_signal_of_a_scheduler_asks_for_a_stop(name):
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
+NESTED = textwrap.dedent("""
+    import signal, sys
+    from prompt_tuning.preemption import Stop
+
+    def heard(number):
+        lines = 0
+
+        def tell(*_):
+            nonlocal lines
+            lines += 1
+            if lines == number:
+                signal.raise_signal(signal.SIGUSR2)
+            return tell
+
+        with Stop() as stop:
+            sys.settrace(tell)
+            signal.raise_signal(signal.SIGUSR1)
+            sys.settrace(None)
+            assert stop.is_set()
+
+    for number in range(1, 40):
+        heard(number)
+""")
+
+
+def test_a_signal_that_comes_while_another_is_heard_is_waited_for_by_nobody():
+    assert subprocess.run([sys.executable, "-c", NESTED], timeout=60).returncode == 0
+
+
 def plain(folder: Path) -> list[tuple]:
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     return [(row["step"], row.get("loss"), row.get("eval")) for row in rows]

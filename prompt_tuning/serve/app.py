@@ -97,7 +97,7 @@ async def _events(heard: AsyncIterator[Piece | infer.Answer]) -> AsyncIterator[s
     except Removed:
         yield _event("error", {"error": "The prompt was removed before its turn came."})
     except Exception:
-        yield _event("error", {"error": "The server failed at this request; its log says how."})
+        yield _event("error", {"error": BROKEN})
 
 
 def _event(kind: str, data: dict[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """What a setting may be: one of another kind is refused where it is set, not hours later where it is used."""
 
+import numbers
 import os
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -15,7 +16,7 @@ class Kind(NamedTuple):
 
 
 def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)  # numpy's too
 
 
 WHOLE = Kind("a whole number from 1", lambda value: _whole(value) and value >= 1)

@@ -104,11 +104,23 @@ def _configure(
     name, described = _named(task)
     own: dict[str, Any] = {"INITIAL_CHECKPOINT_PATH": str(base), "MODEL_DIR": str(folder)}
     own |= {"MIXTURE_OR_TASK_NAME": name, "TASK_FILE": described}
+    names = {name: _plain(value) for name, value in names.items()}
     if twice := own.keys() & names.keys():
         raise UserError(f"{min(twice)} is what tune(base, task, folder) is told already: leave it out.")
     referring = [name for name, value in names.items() if configure.refers(value)]
     bindings = [f"{name} = {configure.written(names[name])}" for name in referring]
     configure.parse(gin_files, bindings, values={k: v for k, v in names.items() if k not in referring} | own)
+
+
+def _plain(value: Any) -> Any:
+    """A setting as a gin file could have it, which alone can be kept beside the result: no type of numpy, no `Path`."""
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(one) for key, one in value.items()}
+    if isinstance(value, list | tuple | range):
+        return [_plain(one) for one in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return value.tolist() if hasattr(value, "tolist") else value  # arrays and their numbers, whoever made them
 
 
 def _named(task: Task) -> tuple[str | None, str | Description | None]:

@@ -15,6 +15,7 @@ from prompt_tuning import infer, prompt_file
 from prompt_tuning.errors import UserError
 from prompt_tuning.inits import random_uniform
 from prompt_tuning.notebook import score, tune
+from prompt_tuning.predict import PromptTuned
 
 ROWS = [{"text": f"win {i} now", "label": 1} if i % 2 else {"text": f"see you at {i}", "label": 0} for i in range(24)]
 SMS = {
@@ -176,3 +177,17 @@ def test_public_names_are_there_and_importing_them_takes_no_jax():
         _ = prompt_tuning.tuner
     code = "import sys, prompt_tuning; assert not {'jax', 'numpy', 'tensorflow'} & set(sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_settings_of_numpy_and_paths_are_kept_as_plain_values(tmp_path):
+    task, one = SMS | {"validation": ROWS[:10]}, np.int64(1)
+    names = {"TRAIN_STEPS": 2 * one, "EVAL_PERIOD": one, "BATCH_SIZE": np.int32(4), "PACKING": np.bool_(True)}
+    names |= {"PROMPT_LENGTH": 3 * one, "TASK_FEATURE_LENGTHS": {"inputs": 32 * one, "targets": 8 * one}}
+    grid = {"seed": np.arange(2), "learning_rate": (np.float32(0.25),)}
+    tuned = tune("tiny", task, tmp_path / "a", GRID=grid, **names)
+    assert [type(entry.card.seed) for entry in tuned.prompts.values()] == [int, int]
+    start = {"PROMPT_INIT": "@from_file", "PROMPT_FILE": tmp_path / "a/prompts/sms-seed1.safetensors"}
+    assert tune("tiny", task, tmp_path / "b", **names | start).only == "sms"
+    ranged = tune("tiny", task, tmp_path / "c", GRID={"init": [start["PROMPT_FILE"]], "seed": range(1)}, **names)
+    assert len(ranged.prompts) == 1
+    assert PromptTuned.load(None, start["PROMPT_FILE"], batch_size=4 * one).only == "sms-seed1"

@@ -35,9 +35,9 @@ def parse(
 ) -> None:  # fmt: skip
     """Reads defaults.gin, then `files`, then `bindings` ("NAME = VALUE"), over whatever was configured before.
 
-    A file is looked for where the caller is, in `search_paths`, and among the project's own. `values` are names of
-    defaults.gin and what a caller in Python has for them, of any type. Raises UserError for a file that is not there, a
-    line gin cannot read, and a name that nothing has or uses.
+    A file is looked for where the caller is, in `search_paths`, and among the project's own. `values` are names, or
+    FUNCTION.PARAMETER, and what a caller in Python has for them, of any type. Raises UserError for a file that is not
+    there, a line gin cannot read, and a name that nothing has or uses.
     """
     gin.clear_config()
     folders = ["", *search_paths, str(gin_folder())]
@@ -59,7 +59,10 @@ def parse(
             gin.config._LOCATION_PREFIXES.remove(folder)  # else what is configured next would include from there too
     with gin.unlock_config():
         for name, value in (values or {}).items():
-            gin.bind_parameter(f"{name}/gin.macro.value", value)
+            try:
+                gin.bind_parameter(name if "." in name else f"{name}/gin.macro.value", value)
+            except (ValueError, SyntaxError) as error:
+                raise UserError(_explain(error)) from error
     _refuse_unused_macros()
 
 

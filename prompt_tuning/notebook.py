@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from prompt_tuning.run import Data, Opened, Run, held_out, open_run
 from prompt_tuning.task_file import Description
 
 Task = str | Path | Mapping[str, Any]  # a name, a task file, or what such a file says
+_FLAG = re.compile(r'--gin\.([\w.]+)=("[^"]*"|[^\s,;:()]*[^\s,;:().])')  # in what is said to those who type commands
 
 
 def tune(
@@ -33,6 +35,7 @@ def tune(
       folder: MODEL_DIR.
       gin_files: such as ["runs/sst2_small.gin"]; what is given here wins over what they say.
       names: any other name of gin/defaults.gin: TRAIN_STEPS=500, GRID={"seed": [0, 1, 2]}, DECODER="@beam_search".
+        Parameters of functions that have none there: **{"class_labels.words": ["yes", "no"]}.
 
     Raises:
       UserError: what was asked for cannot be done.
@@ -74,7 +77,7 @@ def score(
         if lengths and lengths not in opened:
             cut = dict(zip(LENGTHS, lengths, strict=True))
             data = Data(module=module, task_file=described, data_dir=data_dir, lengths=cut, eval_lengths=cut)
-            with _in_words():
+            with _in_words(EVAL_SPLIT="split", MIXTURE_OR_TASK_MODULE="module", DATA_DIR="data_dir"):
                 mixture = data.open(name, tuned.vocabulary)
                 opened[lengths] = held_out(mixture, split, mixture.tasks)
         asked.append(opened[lengths] if lengths else [])
@@ -84,16 +87,29 @@ def score(
 
 
 @contextlib.contextmanager
-def _in_words() -> Iterator[None]:
-    """Inside, what a person can put right is raised as a UserError that says so."""
+def _in_words(**called: str) -> Iterator[None]:
+    """Inside, what a person can put right is raised as a UserError that says so, and what to give instead of flags.
+
+    Names that are `called` otherwise here are told so.
+    """
     try:
         yield
-    except UserError as error:
-        raise UserError(said(error)) from None
-    except OSError as error:
-        if (what := of_system(error)) is None:
+    except (UserError, OSError, RuntimeError) as error:
+        known = error if isinstance(error, UserError) else device.too_little_memory(error)
+        what = said(known) if known else of_system(error) if isinstance(error, OSError) else None
+        if what is None:
             raise
-        raise UserError(what) from error
+        told = _FLAG.sub(lambda flag: _keyword(called.get(flag[1], flag[1]), flag[2]), what)
+        raise UserError(told) from (None if known is error else error)
+
+
+def _keyword(name: str, value: str) -> str:
+    """A flag's name and value as Python is given them; words in capitals stand for what a person is to fill in."""
+    if value.startswith(('"[', '"{')):
+        value = value[1:-1]
+    elif not value.startswith('"') and not re.fullmatch(r"[\d_.]+|True|False|None|[A-Z_]+", value):
+        value = f'"{value}"'
+    return f'**{{"{name}": {value}}}' if "." in name else f"{name}={value}"
 
 
 def _configure(

@@ -7,11 +7,12 @@ import subprocess
 import sys
 import types
 
+import jax
 import numpy as np
 import pytest
 
 import prompt_tuning
-from prompt_tuning import infer, prompt_file
+from prompt_tuning import infer, notebook, prompt_file
 from prompt_tuning.errors import UserError
 from prompt_tuning.inits import random_uniform
 from prompt_tuning.notebook import score, tune
@@ -61,7 +62,7 @@ def test_each_prompt_is_scored_as_the_run_scored_it(tmp_path):
     assert score(tuned, task | {"test": ROWS}, "test[:7]")["sms-seed1-length3"]["accuracy"] == 100 * np.mean(right)
     tuned.remove("sms-seed0-length2")
     assert score(tuned, task) == {name: each for name, each in found.items() if name != "sms-seed0-length2"}
-    with pytest.raises(UserError, match="has no split 'tset'"):
+    with pytest.raises(UserError, match=r"has no split .tset.*split=.train\[:200\]"):
         score(tuned, task, "tset")
 
 
@@ -191,3 +192,36 @@ def test_settings_of_numpy_and_paths_are_kept_as_plain_values(tmp_path):
     ranged = tune("tiny", task, tmp_path / "c", GRID={"init": [start["PROMPT_FILE"]], "seed": range(1)}, **names)
     assert len(ranged.prompts) == 1
     assert PromptTuned.load(None, start["PROMPT_FILE"], batch_size=4 * one).only == "sms-seed1"
+
+
+FREE = {"name": "free", "inputs": "{text}", "target": "label", "train": ROWS, "validation": ROWS[:10]}
+
+
+@pytest.mark.parametrize(
+    ("task", "names", "said"),
+    [
+        (FREE, {}, """Type **{"class_labels.words": ['yes', 'no']} to start from these words"""),
+        (FREE, {"PROMPT_INIT": "@random_uniform", "PREDICT": "@rank"}, 'Type PREDICT="@write", or set CLASS_LABELS.'),
+        ({k: v for k, v in FREE.items() if k != "validation"}, {}, 'type EVAL_SPLIT="train[:200]"'),
+        ("demo_nothing", {}, 'needs TASK_FILE="FILE.toml", or MIXTURE_OR_TASK_MODULE=NAME of the module'),
+        (FREE, {"adafactor.momentom": 0.9}, "Did you mean 'momentum'?"),
+        (FREE, {"adafacto.momentum": 0.9}, "Did you mean 'adafactor'"),
+    ],
+)
+def test_what_to_type_is_said_as_python_takes_it(tmp_path, task, names, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        tune("tiny", task, tmp_path, **FEW | names)
+
+
+def test_parameters_without_a_name_of_their_own_are_set_too(tmp_path):
+    tuned = tune("tiny", FREE, tmp_path, **FEW, **{"class_labels.words": ["yes", "no"], "rank.content_free": []})
+    assert tuned.prompts["free"].card.init == "{'class_labels': {'words': ['yes', 'no']}}"
+
+
+def test_a_device_with_too_little_memory_is_said_in_python_too(tmp_path, monkeypatch):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(notebook.training, "train", full)
+    with pytest.raises(UserError, match=re.escape("(ROWS_AT_ONCE=16), if backward computes layers again (REMAT=True)")):
+        tune("tiny", SMS | {"validation": ROWS[:2]}, tmp_path, **FEW)

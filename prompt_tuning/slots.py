@@ -1,6 +1,7 @@
 """What is trained: a list of slots, written out or as a grid (tasks x seeds x inits x lengths x learning rates)."""
 
 import dataclasses
+import inspect
 import itertools
 import math
 import re
@@ -112,9 +113,32 @@ def start_bank(slots: Sequence[Slot], starts: Sequence[inits.Start]) -> np.ndarr
     """`bank[K P D]` before training; a slot shorter than the longest is zero behind its own length."""
     bank = np.zeros((len(slots), max(s.length for s in slots), starts[0].features), np.float32)
     for k, (slot, start) in enumerate(zip(slots, starts, strict=True)):
-        rng = jax.random.fold_in(jax.random.key(slot.seed), 1)
-        bank[k, : slot.length] = np.asarray(slot.init(start, rng=rng), np.float32)
+        bank[k, : slot.length] = _started(slot, start)
     return bank
+
+
+def _started(slot: Slot, start: inits.Start) -> np.ndarray:
+    """A slot's `prompt[P D]` before training. Raises UserError where an init of one's own makes none."""
+    name, rng = configure.word(slot.init), jax.random.fold_in(jax.random.key(slot.seed), 1)
+    try:
+        inspect.signature(slot.init).bind(start, rng=rng)
+    except (TypeError, ValueError) as error:  # the last: a function in C that does not say what it takes
+        raise UserError(
+            f"The init {name} cannot be called with (start, rng=...): {error}. Write it as `def {name}(start, *, rng)`,"
+            " where start has length, features, labels, vocabulary and embed(ids), and rng is a key of jax.random."
+        ) from None
+    made = slot.init(start, rng=rng)
+    try:
+        found = np.asarray(made, np.float32)
+    except (TypeError, ValueError):
+        found = np.zeros(0, np.float32)
+    if found.shape != (start.length, start.features) or not np.isfinite(found).all():
+        what = f"an array of {list(found.shape)}" if found.size else f"{made!r:.60}"
+        raise UserError(
+            f"The init {name} made {what}; a prompt is finite numbers"
+            f" [start.length, start.features], here [{start.length}, {start.features}]."
+        )
+    return found
 
 
 def rng_of(slots: Sequence[Slot]) -> np.ndarray:

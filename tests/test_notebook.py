@@ -135,6 +135,16 @@ def test_an_interrupted_run_is_saved_and_goes_on(tmp_path):
         (SMS, {"PROMPT_INIT": "@random_unifrom"}, "Did you mean 'random_uniform'"),
         ("demo_acceptability", {"TASK_FILE": "x.toml"}, "TASK_FILE is what tune"),
         (7, {}, "task is 7"),
+        (SMS, {"GRID": {"task": ["demo_question"]}}, "The task is a dict, and .* GRID or SLOTS names another, demo_qu"),
+        (SMS, {"PROMPT_INIT": lambda start: 0}, r"cannot be called with \(start, rng=...\): got an unexpected keyword"),
+        (
+            SMS,
+            {"PROMPT_INIT": lambda start, *, rng: np.zeros((3, 7))},
+            r"made an array of \[3, 7\]; .* here \[3, 128\]",
+        ),
+        (SMS, {"PROMPT_INIT": lambda start, *, rng: np.full((3, 128), np.nan)}, "a prompt is finite numbers"),
+        (SMS, {"PROMPT_INIT": lambda start, *, rng: "spam"}, "made 'spam'; a prompt is"),
+        (SMS, {"PROMPT_INIT": np.zeros}, "The init zeros cannot be called"),
         ({"inputs": "{text}", "target": "label", "train": ROWS}, {}, "has no split 'validation'"),
     ],
 )

@@ -104,7 +104,11 @@ class Data:
     def _parts(self, name: str | None, vocabulary: Vocabulary) -> list[Mixture]:
         if self.task_file:
             if name:
-                raise UserError(f"MIXTURE_OR_TASK_NAME={name} and TASK_FILE={self.task_file} are both set: set one.")
+                described = "a dict" if isinstance(self.task_file, Description) else f"TASK_FILE={self.task_file}"
+                raise UserError(
+                    f"The task is {described}, and MIXTURE_OR_TASK_NAME, GRID or SLOTS names another, {name}. Leave one"
+                    " out; several are trained side by side where GRID or SLOTS names each, or its .toml file."
+                )
             if isinstance(self.task_file, Description):
                 return [self.task_file.open(vocabulary, self.lengths)]
             return [open_task_file(self.task_file, vocabulary, self.lengths)]

@@ -31,7 +31,7 @@ MISTAKES = {
     "no base": ({"INITIAL_CHECKPOINT_PATH": None}, "--gin.INITIAL_CHECKPOINT_PATH"),
     "no task": ({"TASK_FILE": None}, "--gin.MIXTURE_OR_TASK_NAME"),
     "an unknown task": ({"TASK_FILE": None, "MIXTURE_OR_TASK_NAME": "superglue_bolq"}, "superglue_boolq"),
-    "two tasks": ({"MIXTURE_OR_TASK_NAME": "superglue_cb"}, "both set"),
+    "two tasks": ({"MIXTURE_OR_TASK_NAME": "superglue_cb"}, "names another, superglue_cb. Leave one out"),
     "an unknown module": ({"TASK_FILE": None, "MIXTURE_OR_TASK_NAME": "x", "MIXTURE_OR_TASK_MODULE": "nix"}, "'nix'"),
     "an unknown split": ({"EVAL_SPLIT": "validaton"}, "validation"),
     "an unknown name": ({"BATCH_SIZ": 3}, "'BATCH_SIZE'"),

@@ -58,7 +58,7 @@ class Bank:
             if entry and entry.name == name:
                 return k
         there = ", ".join(self.names) or "none"
-        raise UserError(f"There is no prompt {name!r}.{nearest(name, self.names)} Loaded prompts: {there}.")
+        raise UserError(f"There is no prompt {name!r}.{nearest(str(name), self.names)} Loaded prompts: {there}.")
 
     def entry(self, name: str) -> Entry:
         """What is known of a prompt. Raises UserError if there is none of that name."""

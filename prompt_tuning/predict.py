@@ -177,7 +177,9 @@ class PromptTuned:
         if not isinstance(texts, Iterable):
             raise UserError(f"Texts to answer are a str or several; found {texts!r}.")
         texts = [texts] if isinstance(texts, str) else list(texts)
-        named = [prompt or self.only] * len(texts) if isinstance(prompt, str | None) else prompt
+        if not isinstance(prompt, Iterable | None):
+            raise UserError(f"prompt is the name of one, or a name for each text; found {prompt!r}.")
+        named = [prompt or self.only] * len(texts) if isinstance(prompt, str | None) else list(prompt)
         if len(named) != len(texts):
             raise UserError(
                 f"{len(texts)} texts and the names of {len(named)} prompts: give one name, or one for each."
@@ -192,6 +194,7 @@ class PromptTuned:
 
         Raises UserError for a request that cannot be answered.
         """
+        kinds.check(kinds.TEXTS, content_free=content_free)
         bank, params, answerer = self.now
         answerer = dataclasses.replace(answerer, progress=progress or answerer.progress)
         questions = [self._question(bank, answerer, request) for request in requests]
@@ -221,13 +224,18 @@ class PromptTuned:
         return self._answerer.target_length if self._shape else entry.card.answer_length
 
     def _question(self, bank: Bank, answerer: infer.Answerer, request: Request) -> infer.Question:
+        if not isinstance(request, Request):
+            raise UserError(
+                f'A request is Request(text, prompt); found {request!r:.60}. predict("...") takes bare texts.'
+            )
         k, entry = bank.slot_of(request.prompt), bank.entry(request.prompt)
         if not isinstance(request.text, str):
             raise UserError(f"A text to answer is a str; found {request.text!r}.")
         encodable(request.text, "The text")
+        kinds.check(kinds.TEXTS, labels=request.labels)
         if request.labels:
             self._check_labels(request.labels, entry)
-        return infer.Question(answerer.encode(request.text, k), k, request.labels)
+        return infer.Question(answerer.encode(request.text, k), k, tuple(request.labels))
 
     def _check_labels(self, labels: Sequence[str], entry: Entry) -> None:
         """Labels that can be spelled, and fit into one row where its size is fixed."""

@@ -151,6 +151,10 @@ def test_what_a_notebook_may_hand_in(home):
     one = tuned.predict(TEXTS[0])
     assert one == tuned.predict(iter(TEXTS[:1])) == tuned.predict(np.array(TEXTS[:1])) and len(one) == 1
     assert tuned.predict([]) == []
+    assert tuned.predict(TEXTS, prompt=(name for name in ["p1"] * 3)) == tuned.predict(TEXTS)
+    for_list, for_tuple = tuned.answer([Request(TEXTS[0], "p1", labels=labels) for labels in (["a", "b"], ("a", "b"))])
+    assert for_list == for_tuple
+    vectors = prompt(4, 1).vectors
     for mistake, said in (
         (lambda: tuned.predict([3]), "A text to answer is a str; found 3"),
         (lambda: tuned.predict(["\ud800"]), "not UTF-8"),
@@ -161,6 +165,13 @@ def test_what_a_notebook_may_hand_in(home):
         (lambda: PromptTuned.load(base, prompt(4, 1).vectors), "found a ndarray"),
         (lambda: PromptTuned.load(base, prompt(4, 1), batch_size=0), "batch_size is 0; it is a whole number from 1"),
         (lambda: PromptTuned.open(base, -1), "slots is -1"),
+        (lambda: tuned.predict(TEXTS, prompt=3), "prompt is the name of one, or a name for each text; found 3"),
+        (lambda: tuned.predict("a", prompt=[None]), "There is no prompt None"),
+        (lambda: tuned.predict("a", content_free="b"), "content_free is 'b'; it is a list of texts, .*'yes'\\].\\Z"),
+        (lambda: tuned.answer(["a"]), "A request is Request\\(text, prompt\\); found 'a'"),
+        (lambda: tuned.answer([Request("a", "p1", labels="ab")]), "labels is 'ab'; it is a list of texts"),
+        (lambda: PromptTuned.load(base, prompt_file.Prompt(vectors.tolist())), "are a list of \\[4, 16\\]"),
+        (lambda: PromptTuned.load(base, prompt_file.Prompt(vectors[0])), "are a ndarray of \\[16\\]"),
         (lambda: PromptTuned.load(base, prompt_file.Prompt(np.full((2, 16), np.inf))), "not finite"),
     ):
         with pytest.raises(UserError, match=said):

@@ -17,8 +17,8 @@ PEFT_WEIGHTS, PEFT_TENSOR = "adapter_model.safetensors", "prompt_embeddings"
 T5X_NAME = "encoder/prompt/prompt/prompt"  # in the authors' models
 
 
-def export(source: str | Path, format: str, out: str | Path) -> Path:
-    """Writes the prompt in `source` (whatever `load` reads) as `format`, one of `FORMATS`; returns what was written.
+def export(source: str | Path | Prompt, format: str, out: str | Path) -> Path:
+    """Writes a prompt, or what `load` reads in `source`, as `format`, one of `FORMATS`; returns what was written.
 
     npy and safetensors write the file `out`, peft the folder `out`, t5x the folder `out/checkpoint_STEP`. Folders that
     exist are left as they are. Only safetensors and peft keep the card. Raises UserError.
@@ -29,7 +29,7 @@ def export(source: str | Path, format: str, out: str | Path) -> Path:
     place = Path(out).expanduser()
     if format not in ENDINGS.values() and place.suffix in ENDINGS:
         raise UserError(f"{out} is the name of a file, and {format} is a folder. Give the name of one.")
-    return FORMATS[format](load(source), place)
+    return FORMATS[format](source if isinstance(source, Prompt) else load(source), place)
 
 
 def load(path: str | Path) -> Prompt:
@@ -56,18 +56,12 @@ def load(path: str | Path) -> Prompt:
 
 
 def _write_npy(prompt: Prompt, out: Path) -> Path:
-    prompt_file.save_npy(_named(out, ".npy"), prompt.vectors)
+    prompt_file.save_npy(prompt_file.named(out, ".npy"), prompt.vectors)
     return out
 
 
 def _write_safetensors(prompt: Prompt, out: Path) -> Path:
-    prompt_file.save_safetensors(_named(out, ".safetensors"), prompt)
-    return out
-
-
-def _named(out: Path, ending: str) -> Path:
-    if out.suffix != ending:
-        raise UserError(f"{out} would be a {ending} file, and is only found again under such a name: add {ending}.")
+    prompt_file.save_safetensors(out, prompt)
     return out
 
 

@@ -87,9 +87,7 @@ def import_parser() -> argparse.ArgumentParser:
 
 def import_main(options: argparse.Namespace) -> int:
     """`prompt-tuning import`: any format into ours; what a flag says takes the place of what the source's card says."""
-    out = Path(options.out).expanduser()
-    if out.suffix != ".safetensors":
-        raise UserError(f"{out} would be a .safetensors file, and is only found again under such a name: add .safetensors.")  # fmt: skip # noqa: E501
+    out = prompt_file.named(Path(options.out).expanduser(), ".safetensors")
     if out.exists():
         raise UserError(f"{out} exists already. Give another name, or remove it.")
     prompt = export.load(options.source)

@@ -56,8 +56,11 @@ class Prompt:
 
     def check_width(self, width: int, called: str, base: str) -> None:
         """Raises UserError for a prompt, `called` so, that was tuned on a model of another width than `base` has."""
-        own = self.vectors.shape[1]
-        if own != width:
+        shape = np.shape(self.vectors)
+        if not hasattr(self.vectors, "shape") or len(shape) != 2:
+            found = f"{type(self.vectors).__name__} of {list(shape)}"
+            raise UserError(f"The vectors of the prompt {called} are a {found}; they are an array [P, D] of numpy.")
+        if (own := shape[1]) != width:
             raise UserError(f"The prompt {called} is {own} wide, and {base} {width}: choose the base it was tuned on.")
 
 
@@ -67,8 +70,19 @@ def save_npy(path: Path, vectors: np.ndarray) -> None:
         np.save(file, np.asarray(vectors, np.float32), allow_pickle=False)
 
 
-def save_safetensors(path: Path, prompt: Prompt) -> None:
-    """The vectors as `prompt` and the card as metadata, written whole or not at all."""
+def named(path: Path, ending: str) -> Path:
+    """The path. Raises UserError where it does not end so."""
+    if path.suffix != ending:
+        raise UserError(f"{path} would be a {ending} file, and is only found again under such a name: add {ending}.")
+    return path
+
+
+def save_safetensors(path: str | Path, prompt: Prompt) -> None:
+    """The vectors as `prompt` and the card as metadata, written whole or not at all.
+
+    Raises UserError for a name without .safetensors, under which it would not be read again.
+    """
+    path = named(Path(path).expanduser(), ".safetensors")
     card = {k: json.dumps(v) for k, v in dataclasses.asdict(prompt.card).items()}
     vectors = np.ascontiguousarray(prompt.vectors, np.float32)
     data = save({"prompt": vectors}, metadata=card | {SEAL: _seal(vectors, card)})

@@ -131,6 +131,16 @@ def test_pickled_weights_are_never_opened(tmp_path):
         export.load(tmp_path / "folder")
 
 
+def test_a_prompt_in_memory_is_saved_and_exported_under_names_that_are_found_again(source, tmp_path):
+    prompt = export.load(source)
+    np.testing.assert_array_equal(np.load(export.export(prompt, "npy", tmp_path / "a.npy")), prompt.vectors)
+    prompt_file.save_safetensors(str(tmp_path / "a.safetensors"), prompt)
+    assert prompt_file.load(tmp_path / "a.safetensors").card == prompt.card
+    with pytest.raises(UserError, match=r"add \.safetensors"):
+        prompt_file.save_safetensors(tmp_path / "b.npy", prompt)
+    assert not (tmp_path / "b.npy").exists()
+
+
 def test_mistakes_say_what_to_type(source, tmp_path):
     behind = tmp_path / "behind.safetensors"
     prompt_file.save_safetensors(behind, Prompt(np.ones((2, 4), np.float32), Card(placement="behind")))

@@ -159,6 +159,8 @@ class FileTask:
         inputs = _fill(self.settings["inputs"], at, row)
         target = right[0] if right else _fill(self.settings["target"], at, row)
         if self._answers:
+            if target not in self._answers:  # 1.0: pandas makes floats of whole numbers where one of them is missing
+                target = target.removesuffix(".0")
             if target not in self._answers:
                 listed = set(self.labels) <= self._answers.keys()  # else the file has a table from values to labels
                 known = ", ".join(map(repr, self.labels if listed else self._answers))

@@ -102,6 +102,13 @@ class Vocabulary:
                     f"The label {label!r} of {of} has {length} tokens, EOS included; targets of {limit} would cut it. "
                     "Raise the targets' length in TASK_FEATURE_LENGTHS."
                 )
+        spelled: dict[tuple[int, ...], str] = {}
+        for label in labels:
+            if (other := spelled.setdefault(tuple(self.encode(label)), label)) != label:
+                raise UserError(
+                    f"The labels {other!r} and {label!r} of {of} are the same pieces to the vocabulary, so that one of"
+                    " them is never the answer: leave one out, or let both be one label."
+                )
 
     def can_spell(self, text: str) -> bool:
         """Whether a text has at least one piece and no unknown one."""

@@ -101,6 +101,8 @@ def test_labels_may_be_numbers_or_a_table_from_the_columns_values(write):
     for labels, values in (
         ('["negative", "positive"]', ("1", "0")),
         ('["negative", "positive"]', ("true", "false")),
+        ('["negative", "positive"]', ("1.0", "0.0")),
+        ('{0 = "negative", 1 = "positive"}', ("1.0", "0.0")),
         ('{false = "negative", true = "positive"}', ("true", "false")),
         ('{"-" = "negative", "+" = "positive"}', ('"+"', '"-"')),
     ):
@@ -255,6 +257,7 @@ def test_the_first_examples_of_a_split_can_be_had_alone(write):
         ),
         (NLI + 'metric = "acuracy"', "unknown metric 'acuracy'.*'accuracy'"),
         (NLI.replace('"neutral"', '"中立"'), "cannot spell the label '中立'"),
+        (NLI.replace('"neutral"', '"neutral", "neutral "'), "labels 'neutral' and 'neutral ' .* are the same pieces"),
         (NLI.replace('"neutral"', '"entailment"'), "labels should be a list of different texts"),
         (NLI.replace("labels", "# labels") + 'metric = "pearson"', "jsonl:1: the target 'entailment' is no number"),
         ("inputs = ", "not TOML"),

@@ -13,7 +13,7 @@ from prompt_tuning.bank import Bank, room_for
 from prompt_tuning.errors import UserError, of_system, said
 from prompt_tuning.examples import LENGTHS
 from prompt_tuning.predict import PromptTuned
-from prompt_tuning.run import Data, Opened, Run, held_out, open_run
+from prompt_tuning.run import Data, Opened, Run, held_out, open_run, refuse_other_labels
 from prompt_tuning.task_file import Description
 
 Task = str | Path | Mapping[str, Any]  # a name, a task file, or what such a file says
@@ -68,6 +68,8 @@ def score(
     Raises:
       UserError: there is no such task or split, or an answer cannot be scored.
     """
+    if not isinstance(tuned, PromptTuned):
+        raise UserError(f"What is scored is what tune, PromptTuned.load or open returned; found {tuned!r:.60}.")
     bank, params, answerer = tuned.now
     name, described = _named(task)
     opened: dict[tuple[int, int], infer.HeldOut] = {}
@@ -81,6 +83,9 @@ def score(
                 mixture = data.open(name, tuned.vocabulary)
                 opened[lengths] = held_out(mixture, split, mixture.tasks)
         asked.append(opened[lengths] if lengths else [])
+        if entry:
+            instead = "Score it on the task it was tuned for, or load it with labels=[...] of this one."
+            refuse_other_labels(entry.name, entry.labels, [held.task for held in asked[-1]], instead)
     with device.on(tuned.mesh):
         metrics = infer.evaluate(answerer, params, asked)
     return {entry.name: found for entry, found in zip(bank.entries, metrics, strict=True) if entry}
@@ -144,7 +149,7 @@ def _named(task: Task) -> tuple[str | None, str | Description | None]:
     if isinstance(task, Mapping):
         return None, Description(task)
     if not isinstance(task, str | os.PathLike):
-        raise UserError(f"task is {task!r}; it is a task's name, a task file, or a dict of what such a file says.")
+        raise UserError(f"task is {task!r:.60}; it is a task's name, a task file, or a dict of what such a file says.")
     path = os.fspath(task)
     return (None, path) if path.endswith(".toml") else (path, None)
 

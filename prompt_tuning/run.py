@@ -292,7 +292,11 @@ def open_run(run: Run) -> Opened:
         wanted = tuple(s if s.name in given else dataclasses.replace(s, name=called(s)) for s in wanted)
     _check_init_settings(wanted)
     for slot in wanted:
-        _check_labels(slot, mixtures[slot.task])
+        refuse_other_labels(
+            slot.name, slot.labels or (), mixtures[slot.task].tasks,
+            "CLASS_LABELS are the answers to choose from; to start a prompt from other words, type"
+            " --gin.class_labels.words=\"['...']\".",
+        )  # fmt: skip
         if slot.labels:
             vocabulary.check_labels(slot.labels, run.data.lengths["targets"], slot.name)
     config = dataclasses.replace(base.config, remat=run.remat, scan_layers=run.scan_layers)
@@ -315,12 +319,11 @@ def _check_init_settings(wanted: Sequence[Slot]) -> None:
             )
 
 
-def _check_labels(slot: Slot, mixture: Mixture) -> None:
-    """Raises UserError for a slot that ranks other answers than its tasks ask for."""
-    for task in mixture.tasks:
-        if slot.labels and (never := [label for label in task.labels if label not in slot.labels]):
+def refuse_other_labels(name: str, labels: Sequence[str], tasks: Sequence[Task], instead: str) -> None:
+    """Raises UserError, which ends with what to do `instead`, for a prompt that ranks other answers than its tasks."""
+    for task in tasks:
+        if labels and (never := [label for label in task.labels if label not in labels]):
             raise UserError(
-                f"{slot.name} ranks {', '.join(slot.labels)}, but {task.name} asks for {', '.join(never)} too, which it"
-                " could never answer. CLASS_LABELS are the answers to choose from; to start a prompt from other words,"
-                " type --gin.class_labels.words=\"['...']\"."
+                f"{name} ranks {', '.join(labels)}, but {task.name} asks for {', '.join(never)} too, which it could"
+                f" never answer. {instead}"
             )

@@ -64,6 +64,12 @@ def test_each_prompt_is_scored_as_the_run_scored_it(tmp_path):
     assert score(tuned, task) == {name: each for name, each in found.items() if name != "sms-seed0-length2"}
     with pytest.raises(UserError, match=r"has no split .tset.*split=.train\[:200\]"):
         score(tuned, task, "tset")
+    with pytest.raises(UserError, match=r"ranks ham, spam, but sms asks for no, yes too, .* load it with labels="):
+        score(tuned, task | {"labels": ["no", "yes"]})
+    with pytest.raises(UserError, match=r"What is scored is .*; found 'sms'"):
+        score("sms", task)
+    with pytest.raises(UserError, match=r"task is \[\{'text': [^;]*; it is a task's name"):
+        score(tuned, ROWS)
 
 
 def _asked(tuned, rows):

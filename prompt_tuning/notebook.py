@@ -137,7 +137,7 @@ def _plain(value: Any) -> Any:
     """A setting as a gin file could have it, which alone can be kept beside the result: no type of numpy, no `Path`."""
     if isinstance(value, Mapping):
         return {_plain(key): _plain(one) for key, one in value.items()}
-    if isinstance(value, list | tuple | range):
+    if type(value) in (list, tuple, range):  # and no optimizer, which is a tuple with names
         return [_plain(one) for one in value]
     if isinstance(value, os.PathLike):
         return os.fspath(value)

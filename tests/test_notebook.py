@@ -9,6 +9,7 @@ import types
 
 import jax
 import numpy as np
+import optax
 import pytest
 
 import prompt_tuning
@@ -150,6 +151,7 @@ def test_an_interrupted_run_is_saved_and_goes_on(tmp_path):
         ),
         (SMS, {"PROMPT_INIT": lambda start, *, rng: np.full((3, 128), np.nan)}, "a prompt is finite numbers"),
         (SMS, {"PROMPT_INIT": lambda start, *, rng: "spam"}, "made 'spam'; a prompt is"),
+        (SMS, {"OPTIMIZER": optax.adamw(1e-3)}, "an optimizer that has its learning rate already"),
         (SMS, {"PROMPT_INIT": np.zeros}, "The init zeros cannot be called"),
         ({"inputs": "{text}", "target": "label", "train": ROWS}, {}, "has no split 'validation'"),
     ],

@@ -25,7 +25,8 @@ def tune(
 ) -> PromptTuned:  # fmt: skip
     """Tunes a prompt for a frozen T5, or several at once, and returns the best of each over that T5.
 
-    Called again it goes on from the newest checkpoint in `folder`, as far as TRAIN_STEPS says.
+    Called again it goes on from the newest checkpoint in `folder`, as far as TRAIN_STEPS says. PREDICT is how the run
+    scores; what is returned ranks labels where there are some, and with `predict(texts, decode=True)` it writes.
 
     Args:
       base: the frozen model, as INITIAL_CHECKPOINT_PATH.
@@ -57,6 +58,8 @@ def score(
     tuned: PromptTuned, task: Task, split: str = "validation", *, module: str | None = None, data_dir: str | None = None
 ) -> dict[str, dict[str, float]]:
     """Each loaded prompt's metrics on a split of a task, in percent: {"sms": {"accuracy": 98.2}}.
+
+    Labels are ranked, also those of a run that wrote them (PREDICT="@write"); without labels answers are written.
 
     Args:
       tuned: prompts, whose inputs are cut where their cards say.

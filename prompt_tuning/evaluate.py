@@ -220,7 +220,7 @@ def _named(files: Sequence[str]) -> dict[str, Prompt]:
 def _inside(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
-    prompt_file.refuse_adapter(path)
+    prompt_file.refuse_unimported(path)
     folder = path / "prompts" if (path / "prompts").is_dir() else path  # a run's folder, or the one inside it
     found = sorted(folder.glob("*.safetensors"))
     if not found:

@@ -110,7 +110,7 @@ def find(place: str | Path) -> Path:
     if match is None or not Path(match["run"]).is_dir():
         raise UserError(f"There is no prompt file {text}. A prompt is a .npy or .safetensors file, or RUN:SLOT[@STEP].")
     run, slot, step = Path(match["run"]), match["slot"], match["step"]
-    refuse_adapter(run)
+    refuse_unimported(run)
     inside = run / "prompts" if (run / "prompts").is_dir() else run
     best = sorted(f.stem for f in inside.glob("*.safetensors"))
     if step:
@@ -128,12 +128,14 @@ def find(place: str | Path) -> Path:
     return folder / f"{slot}{ending}"
 
 
-def refuse_adapter(folder: Path) -> None:
-    """Raises UserError for a folder that PEFT wrote: `export.load` checks what it holds."""
-    if (folder / PEFT_CONFIG).is_file():
-        raise UserError(
-            f"{folder} is a PEFT adapter. Type `prompt-tuning import {folder} --out NAME.safetensors` first."
-        )
+def refuse_unimported(folder: Path) -> None:
+    """Raises UserError for a folder that PEFT or T5X wrote, and no run of ours: `export.load` checks what it holds."""
+    names = {entry.name for entry in folder.iterdir()}
+    of_t5x = any(re.fullmatch(r"state|checkpoint(_\d+)?", name) for name in names)
+    ours = names & {"prompts", "numpy_checkpoints"} or any(name.endswith(".safetensors") for name in names)
+    if PEFT_CONFIG in names or (of_t5x and not ours):
+        kind = "PEFT adapter" if PEFT_CONFIG in names else "T5X checkpoint"
+        raise UserError(f"{folder} is a {kind}. Type `prompt-tuning import {folder} --out NAME.safetensors` first.")
 
 
 def _not_there(place: str, folder: Path, slot: str | None, known: list[str]) -> str:

@@ -200,6 +200,9 @@ def test_wrong_commands_and_inputs_of_infer_are_explained(trained, tmp_path, cap
     (tmp_path / "adapter_config.json").write_text("{}")
     assert "prompt-tuning import" in complaint(capsys, ["infer", "--prompt", str(tmp_path), "x"])
     assert "prompt-tuning import" in complaint(capsys, ["eval", "--prompts", str(tmp_path)])
+    (tmp_path / "t5x" / "checkpoint_9").mkdir(parents=True)
+    assert "is a T5X checkpoint" in complaint(capsys, ["infer", "--prompt", str(tmp_path / "t5x"), "x"])
+    assert "is a T5X checkpoint" in complaint(capsys, ["eval", "--prompts", str(tmp_path / "t5x")])
     (tmp_path / "broken.npy").write_bytes(b"\x93NUMPY garbage")
     assert "not a readable .npy" in complaint(capsys, ["infer", "--prompt", str(tmp_path / "broken.npy"), "x"])
 

@@ -108,7 +108,7 @@ def text(start: Start, text: str = gin.REQUIRED, *, rng: Array) -> Vectors:
 def from_file(start: Start, path: str = gin.REQUIRED, *, rng: Array) -> Vectors:
     """A prompt trained before, wherever `prompt_file.find` finds it: SPoT's transfer, or going on with a run."""
     del rng
-    kinds.check(kinds.TEXT, PROMPT_FILE=path)
+    kinds.check(kinds.PLACE, PROMPT_FILE=path)
     return _fitting(start, path)
 
 

@@ -23,6 +23,11 @@ WHOLE = Kind("a whole number from 1", lambda value: _whole(value) and value >= 1
 NUMBER = Kind("a number", lambda value: isinstance(value, int | float) and not isinstance(value, bool))
 TRUTH = Kind("True or False", lambda value: isinstance(value, bool))
 TEXT = Kind("text", lambda value: isinstance(value, str | os.PathLike))
+# Files are written whole by being renamed, and folders are locked, which buckets have no word for.
+PLACE = Kind(
+    "a place on this machine, where a bucket of gs:// or s3:// is mounted first (gcsfuse does)",
+    lambda value: TEXT.holds(value) and "://" not in str(value),
+)
 TEXTS = Kind(
     "a list of texts, such as ['no', 'yes']",
     lambda value: isinstance(value, list | tuple) and all(isinstance(one, str) for one in value),

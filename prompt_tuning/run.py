@@ -37,7 +37,8 @@ class Frozen:
     model_parallel: int = 1
 
     def __post_init__(self) -> None:
-        kinds.check(kinds.TEXT, True, INITIAL_CHECKPOINT_PATH=self.path, VOCABULARY_FILE=self.vocabulary_file)
+        kinds.check(kinds.TEXT, True, INITIAL_CHECKPOINT_PATH=self.path)
+        kinds.check(kinds.PLACE, True, VOCABULARY_FILE=self.vocabulary_file)
         kinds.check(kinds.WHOLE, MODEL_PARALLEL=self.model_parallel)
         if self.dtype not in (None, "float32", "bfloat16"):
             raise UserError(f"FROZEN_DTYPE is {self.dtype!r}; it is float32, bfloat16 or None (what suits).")
@@ -83,9 +84,10 @@ class Data:
     eval_split: str = "validation"
 
     def __post_init__(self) -> None:
-        kinds.check(kinds.TEXT, True, MIXTURE_OR_TASK_MODULE=self.module, DATA_DIR=self.data_dir)
+        kinds.check(kinds.TEXT, True, MIXTURE_OR_TASK_MODULE=self.module)
+        kinds.check(kinds.PLACE, True, DATA_DIR=self.data_dir)
         if not isinstance(self.task_file, Description):
-            kinds.check(kinds.TEXT, True, TASK_FILE=self.task_file)
+            kinds.check(kinds.PLACE, True, TASK_FILE=self.task_file)
         kinds.check(kinds.TEXT, EVAL_SPLIT=self.eval_split)
         _check_lengths("TASK_FEATURE_LENGTHS", self.lengths)
         if self.eval_lengths is not None:
@@ -167,7 +169,7 @@ class Run:
 
     def __post_init__(self) -> None:
         of = lambda *names: {name.upper(): getattr(self, name) for name in names}
-        kinds.check(kinds.TEXT, True, **of("model_dir", "jax_cache_dir"))
+        kinds.check(kinds.PLACE, True, **of("model_dir", "jax_cache_dir"))
         kinds.check(kinds.WHOLE, **of("train_steps", "batch_size", "eval_period", "eval_batch_size", "log_period"))
         kinds.check(kinds.WHOLE, True, **of("rows_at_once", "patience"))
         kinds.check(kinds.NUMBER, **of("z_loss"))

@@ -106,7 +106,7 @@ def _parse_gin(parser: argparse.ArgumentParser, argv: list[str], first: Sequence
     `--gin.NAME VALUE` and `--gin.NAME=VALUE` are the same.
     """
     import prompt_tuning.train  # noqa: F401 - registers what gin files name
-    from prompt_tuning import configure, job
+    from prompt_tuning import configure, job, t5x_names
 
     plain: list[str] = []
     bindings: list[str] = []
@@ -124,6 +124,9 @@ def _parse_gin(parser: argparse.ArgumentParser, argv: list[str], first: Sequence
             plain.append(word)
     if waiting:
         configure.binding(waiting)  # complains
+    for word in plain:
+        if word.startswith("--") and (told := t5x_names.here(word[2:].partition("=")[0])):
+            raise UserError(told)
     options = parser.parse_args(plain)
     job.flags(options)
     files = [file for group in options.gin_file for file in group.split(",") if file]

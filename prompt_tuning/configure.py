@@ -12,6 +12,7 @@ from typing import Any
 
 import gin
 
+from prompt_tuning import t5x_names
 from prompt_tuning.errors import UserError, nearest
 
 DEFAULTS = "defaults.gin"
@@ -117,7 +118,7 @@ def _explain(error: Exception) -> str:
     names = [selector.split(".")[-1] for selector, _ in _configurables()]
     if found := re.search(r"No configurable matching (?:reference )?'?@?([\w./]+)'?", message):
         near = nearest(found[1].split(".")[-1], names)
-        return f"Nothing configurable is called {found[1]!r}.{near or _OWN}"
+        return t5x_names.here(found[1]) or f"Nothing configurable is called {found[1]!r}.{near or _OWN}"
     if found := re.search(r"No bindings specified for '(\w+)/gin.macro'", message):
         return f"The name {found[1]} is used and never set. Type --gin.{found[1]}=VALUE."
     if found := re.search(r"Configurable '?([\w.]+)'? doesn't have a parameter (?:named )?'?(\w+)'?", message):
@@ -144,10 +145,20 @@ def _refuse_unused_macros() -> None:
     """
     config = gin.config._CONFIG
     used = set(re.findall(r"%([A-Z][A-Z0-9_]*)", repr([list(values.values()) for values in config.values()])))
-    used |= set(re.findall(r"^([A-Z][A-Z0-9_]*) =", (gin_folder() / DEFAULTS).read_text("utf-8"), re.MULTILINE))
+    used |= _set_in(DEFAULTS)
     unused = {scope for scope, selector in config if selector == "gin.macro"} - used
     for name in sorted(unused):
-        raise UserError(f"Nothing uses the name {name}.{nearest(name, used)} Known names: {', '.join(sorted(used))}.")
+        if name in _set_in("spot.gin"):
+            raise UserError(f"{name} is a name of `prompt-tuning spot` alone. Type that, or leave {name} out.")
+        raise UserError(
+            t5x_names.here(name)
+            or f"Nothing uses the name {name}.{nearest(name, used)} Known names: {', '.join(sorted(used))}."
+        )
+
+
+def _set_in(file: str) -> set[str]:
+    """The names that one of the project's gin files sets."""
+    return set(re.findall(r"^([A-Z][A-Z0-9_]*) =", (gin_folder() / file).read_text("utf-8"), re.MULTILINE))
 
 
 def is_configured(name: str) -> bool:

@@ -113,6 +113,11 @@ def _import(module: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
+        if module.startswith("prompt_tuning."):
+            raise UserError(
+                f"{module!r} is a module of the authors' code, whose tasks are known here without it: leave"
+                " MIXTURE_OR_TASK_MODULE out."
+            ) from None
         if error.name and (module == error.name or module.startswith(f"{error.name}.")):
             raise UserError(
                 f"No module {module!r} to take tasks from. Give its import name, as in 'my_tasks' for my_tasks.py in "

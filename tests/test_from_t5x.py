@@ -6,7 +6,8 @@ import string
 from pathlib import Path
 
 import numpy as np
-from conftest import reviews
+import pytest
+from conftest import flags, reviews
 
 from prompt_tuning import cli
 
@@ -34,12 +35,12 @@ def test_the_authors_demo_runs_with_the_lines_that_the_document_changes(home, tm
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text("sentence\tlabel\n" + "\n".join(rows) + "\n")
     names = {"MODEL_DIR": tmp_path / "run", "PRETRAINED_MODEL": home / "base"}
-    flags = [string.Template(word).substitute(names) for word in demo()]
+    typed = [string.Template(word).substitute(names) for word in demo()]
     smaller = {
         "VOCABULARY_FILE": home / "base" / "spiece.model", "DATA_DIR": tmp_path, "PROMPT_LENGTH": 5, "BATCH_SIZE": 4,
         "TRAIN_STEPS": 2, "JAX_CACHE_DIR": home / "cache",
     }  # fmt: skip
-    assert cli.main(["train", *flags, *(f"--gin.{name}={value}" for name, value in smaller.items())]) == 0
+    assert cli.main(["train", *typed, *(f"--gin.{name}={value}" for name, value in smaller.items())]) == 0
     config = (tmp_path / "run" / "config.gin").read_text()
     assert "adafactor.step_origin" in config and "STEP_ORIGIN = 1100000" in config
     prompt = np.load(tmp_path / "run" / "numpy_checkpoints" / "checkpoint_2" / "encoder.prompt.prompt.prompt")
@@ -51,3 +52,28 @@ def test_every_flag_of_the_authors_demo_is_kept_or_explained():
     table = DOCUMENT.partition("| theirs | here | why |")[2].partition("\n\n")[0]
     for flag in THEIRS:
         assert flag in kept or f"`--{flag}" in table, flag
+
+
+THEIR_NAMES = {
+    "--gin.USE_CACHED_TASKS=False": "USE_CACHED_TASKS is T5X's; here leave it out",
+    "--gin.train.use_orbax=False": "train is T5X's; here the names of a run are in gin/defaults.gin",
+    "--gin.utils.SaveCheckpointConfig.period=5": "type --gin.EVAL_PERIOD",
+    "--gin.infer_eval/utils.DatasetConfig.split='x'": "type --gin.EVAL_SPLIT",
+    "--tfds_data_dir=x": "the variable TFDS_DATA_DIR",
+    "--gin.TOP_K=3": "`prompt-tuning spot` alone",
+}
+
+
+@pytest.mark.parametrize("flag, expected", THEIR_NAMES.items())
+def test_a_name_of_another_program_is_told_what_it_is_here(home, tmp_path, capsys, flag, expected):
+    assert cli.main(["train", *flags(home, tmp_path / "run"), flag]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_the_module_of_the_authors_tasks_is_not_needed(home, tmp_path, capsys):
+    names = {
+        "MIXTURE_OR_TASK_NAME": "taskless_glue_sst2_v200_examples",
+        "MIXTURE_OR_TASK_MODULE": "prompt_tuning.data.glue",
+    }
+    assert cli.main(["train", *flags(home, tmp_path / "run", TASK_FILE=None, **names)]) == 2
+    assert "leave MIXTURE_OR_TASK_MODULE out" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from conftest import flags, reviews
 
-from prompt_tuning import cli
+from prompt_tuning import base, cli
 
 DOCUMENT = (Path(__file__).parents[1] / "docs" / "from_t5x.md").read_text()
 THEIRS = (  # the flags of the authors' sst2-demo.sh
@@ -52,6 +52,15 @@ def test_every_flag_of_the_authors_demo_is_kept_or_explained():
     table = DOCUMENT.partition("| theirs | here | why |")[2].partition("\n\n")[0]
     for flag in THEIRS:
         assert flag in kept or f"`--{flag}" in table, flag
+
+
+def test_steps_that_seem_to_count_the_bases_too_are_pointed_out(home, tmp_path, capsys):
+    place = base.save_t5x(base.load_base(home / "base").params, tmp_path, 1)
+    names = {"INITIAL_CHECKPOINT_PATH": place, "VOCABULARY_FILE": home / "base" / "spiece.model"}
+    for steps, said in ((1, False), (2, True)):
+        flagged = flags(home, tmp_path / f"run{steps}", **names, TRAIN_STEPS=steps, EVAL_PERIOD=steps)
+        assert cli.main(["train", *flagged]) == 0
+        assert ("as T5X counts, type --gin.TRAIN_STEPS=1" in " ".join(capsys.readouterr().out.split())) == said
 
 
 THEIR_NAMES = {

@@ -147,13 +147,25 @@ class Steps:
 
     def tune(self, step: str, rows: Sequence[Mapping[str, Any]], train_steps: int) -> dict[str, Tuned]:
         """Trains the slots `rows`, as many in a bank as may be; what is done is only read. By the slots' names."""
-        size = self.bank_slots or len(rows)
-        groups = [rows[i : i + size] for i in range(0, len(rows), size)]
         tuned: dict[str, Tuned] = {}
-        for n, group in enumerate(groups, 1):
-            folder = self.run.folder / (step if len(groups) == 1 else f"{step}/{n}_of_{len(groups)}")
+        for folder, group in self._banks(step, rows):
             tuned |= self._bank(folder, group, train_steps)
         return tuned
+
+    def refuse_others(self, step: str, names: Sequence[str]) -> None:
+        """Raises UserError where a finished `step` has other slots than `names`: before what it needs is tuned."""
+        for folder, group in self._banks(step, names):
+            if (file := folder / FINISHED).is_file():
+                there = json.loads(file.read_text("utf-8"))["slots"]
+                was: dict[str, Any] = {"settings": {}, "slots": {name: {} for name in there}}
+                _refuse_other(folder, was, was | {"slots": {name: {} for name in group}})
+
+    def _banks(self, step: str, rows: Sequence[Any]) -> Iterator[tuple[Path, Sequence[Any]]]:
+        """As many of the rows as may be in a bank, and the folder of each."""
+        size = self.bank_slots or len(rows)
+        groups = [rows[i : i + size] for i in range(0, len(rows), size)]
+        for n, group in enumerate(groups, 1):
+            yield self.run.folder / (step if len(groups) == 1 else f"{step}/{n}_of_{len(groups)}"), group
 
     def _bank(self, folder: Path, rows: Sequence[Mapping[str, Any]], train_steps: int) -> dict[str, Tuned]:
         run = dataclasses.replace(self.run, model_dir=str(folder), slots=rows, train_steps=train_steps)
@@ -311,6 +323,7 @@ def retune(settings: Spot, steps: Steps, scratch: Scratch, wanted: Sequence[Retu
     for name in dict.fromkeys(name for retuning in wanted for name in retuning.pick.sources):
         if not math.isfinite(sources[name].score):
             raise UserError(f"{name} has no best prompt to start from: it was never scored, or its score is no number.")
+    steps.refuse_others("transfers", [retuning.name for retuning in wanted])
     mixtures = _tune_mixtures(settings, steps, scratch, [retuning for retuning in wanted if retuning.pick.mixture])
     rows = []
     for retuning in wanted:

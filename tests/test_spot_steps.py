@@ -150,6 +150,9 @@ def test_finished_steps_of_other_settings_are_refused(home, tasks, transferred, 
     assert "train_steps was 4 and is 6" in capsys.readouterr().err
     assert cli.main(argv(home, transferred, tasks, INITIAL_CHECKPOINT_PATH=home / "other")) == 2
     assert f"base was {home / 'base'} and is {home / 'other'}" in capsys.readouterr().err
+    assert cli.main(argv(home, transferred, tasks, RETRIEVE="@top_k_mixture")) == 2
+    assert f"delete {transferred / 'transfers'} to do that step again" in capsys.readouterr().err
+    assert not (transferred / "mixtures").exists(), "nothing is tuned for a step that will be refused"
 
 
 def test_finished_steps_are_read_again_on_another_kind_of_machine(home, tasks, transferred, tmp_path, capsys):
@@ -323,6 +326,9 @@ class Recorded:
 
     def __init__(self) -> None:
         self.run, self.asked = SimpleNamespace(train_steps=7), []
+
+    def refuse_others(self, step, names):
+        pass
 
     def tune(self, step: str, rows: list, train_steps: int) -> dict[str, spot_steps.Tuned]:
         self.asked.append((step, rows, train_steps))

@@ -6,7 +6,7 @@ import inspect
 import logging
 import re
 import tokenize
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -161,9 +161,10 @@ def _set_in(file: str) -> set[str]:
     return set(re.findall(r"^([A-Z][A-Z0-9_]*) =", (gin_folder() / file).read_text("utf-8"), re.MULTILINE))
 
 
-def is_configured(name: str) -> bool:
-    """Whether any file or flag binds a parameter of the configurable `name`."""
-    return any(selector.split(".")[-1] == name and values for (_, selector), values in gin.config._CONFIG.items())
+def is_configured(name: str, besides: Collection[str] = ()) -> bool:
+    """Whether any file or flag binds a parameter of the configurable `name`, `besides` those."""
+    config = gin.config._CONFIG
+    return any(selector.split(".")[-1] == name and values.keys() - besides for (_, selector), values in config.items())
 
 
 def word(value: Any) -> str:

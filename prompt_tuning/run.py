@@ -25,6 +25,9 @@ from prompt_tuning.step import Model
 from prompt_tuning.task_file import Description, FileTask, open_task_file
 from prompt_tuning.vocabulary import Vocabulary
 
+# The config.gin that a run leaves has these of T5Config whatever its base: they are no size that a base is held to.
+NO_SIZES = {"dtype", "factors", "remat", "scan_layers", "shared_relative_bias"}
+
 
 @gin.configurable
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +55,8 @@ class Frozen:
         mesh = device.make_mesh(self.model_parallel, trained)
         dtype = jnp.dtype(self.dtype) if self.dtype else device.frozen_dtype()
         types = device.types(dtype)
-        expected = dataclasses.replace(T5Config(), **types) if configure.is_configured("T5Config") else None
+        sized = configure.is_configured("T5Config", besides=NO_SIZES)
+        expected = dataclasses.replace(T5Config(), **types) if sized else None
         shardings = lambda config: device.frozen_shardings(config, mesh)
         if self.path:
             base = load_base(self.path, expected, jnp.float32 if trained else dtype, shardings)

@@ -67,6 +67,14 @@ def test_a_run_leaves_prompts_metrics_configuration_and_small_checkpoints(home, 
     assert saved < 100_000
 
 
+def test_the_configuration_that_a_run_leaves_scores_it_and_starts_another_like_it(home, tmp_path):
+    assert run(home, tmp_path / "run", TRAIN_STEPS=1, EVAL_PERIOD=1) == 0
+    config = f"--gin_file={tmp_path / 'run' / 'config.gin'}"
+    assert cli.main(["eval", config]) == 0
+    assert cli.main(["train", config, f"--gin.MODEL_DIR={tmp_path / 'like'}"]) == 0
+    assert (final_prompt(tmp_path / "like", 1) == final_prompt(tmp_path / "run", 1)).all()
+
+
 @pytest.mark.parametrize("quick", [True, False])
 def test_a_cpu_that_multiplies_bfloat16_quickly_says_so_until_it_is_asked_to(
     home, tmp_path, capsys, monkeypatch, quick

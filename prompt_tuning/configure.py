@@ -156,9 +156,10 @@ def _refuse_unused_macros() -> None:
         )
 
 
-def _set_in(file: str) -> set[str]:
-    """The names that one of the project's gin files sets."""
-    return set(re.findall(r"^([A-Z][A-Z0-9_]*) =", (gin_folder() / file).read_text("utf-8"), re.MULTILINE))
+def _set_in(file: str, of: Any = None) -> set[str]:
+    """The names that one of the project's gin files sets, or the parameters of a function that it does."""
+    name = rf"{of.__name__}\.(\w+)" if of else "([A-Z][A-Z0-9_]*)"
+    return set(re.findall(rf"^{name} =", (gin_folder() / file).read_text("utf-8"), re.MULTILINE))
 
 
 def is_configured(name: str, besides: Collection[str] = ()) -> bool:
@@ -176,18 +177,18 @@ def word(value: Any) -> str:
 def bound(function: Any) -> dict[str, Any]:
     """The parameters that gin gives to a configurable function, as plain values; none if gin knows it not.
 
-    Among them are functions that it calls by default, where gin gives something to these.
+    Among them are functions that it calls by default, where gin gives something to these; and those alone that
+    defaults.gin sets or that are given another value than by default, as the config.gin of a run spells all of them.
     """
     if not hasattr(function, "__name__"):
         return {}
-    called = {
-        name: plain(parameter.default)
-        for name, parameter in inspect.signature(function).parameters.items()
-        if callable(parameter.default) and bound(parameter.default)
-    }
+    own = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
+    called = {name: plain(default) for name, default in own.items() if callable(default) and bound(default)}
+    by_default = {name: plain(default) for name, default in own.items() if name not in _set_in(DEFAULTS, function)}
     for selector in (f"{function.__module__}.{function.__name__}", function.__name__):
         with contextlib.suppress(ValueError), gin.config_scope(_scopes(function) or None):
-            return called | {name: plain(value) for name, value in gin.get_bindings(selector).items()}
+            given = {name: plain(value) for name, value in gin.get_bindings(selector).items()}
+            return called | {name: value for name, value in given.items() if value != by_default.get(name, ...)}
     return called
 
 

@@ -75,6 +75,15 @@ def test_the_configuration_that_a_run_leaves_scores_it_and_starts_another_like_i
     assert (final_prompt(tmp_path / "like", 1) == final_prompt(tmp_path / "run", 1)).all()
 
 
+def test_a_run_goes_on_under_the_configuration_that_it_left(home, tmp_path, capsys):
+    assert run(home, tmp_path / "run", TRAIN_STEPS=1, EVAL_PERIOD=1) == 0
+    config = f"--gin_file={tmp_path / 'run' / 'config.gin'}"
+    assert cli.main(["train", config, "--gin.TRAIN_STEPS=2"]) == 0
+    assert "at step 1 of 2" in capsys.readouterr().out
+    assert cli.main(["train", config, "--gin.TRAIN_STEPS=3", "--gin.adafactor.clipping_threshold=2.0"]) == 2
+    assert "'clipping_threshold': 2.0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("quick", [True, False])
 def test_a_cpu_that_multiplies_bfloat16_quickly_says_so_until_it_is_asked_to(
     home, tmp_path, capsys, monkeypatch, quick

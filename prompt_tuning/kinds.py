@@ -25,7 +25,7 @@ TRUTH = Kind("True or False", lambda value: isinstance(value, bool))
 TEXT = Kind("text", lambda value: isinstance(value, str | os.PathLike))
 # Files are written whole by being renamed, and folders are locked, which buckets have no word for.
 PLACE = Kind(
-    "a place on this machine, where a bucket of gs:// or s3:// is mounted first (gcsfuse does)",
+    "a place on this machine, where a bucket of gs:// or s3:// is mounted first (gcsfuse --rename-dir-limit=1000)",
     lambda value: TEXT.holds(value) and "://" not in str(value),
 )
 TEXTS = Kind(

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import shutil
 import socket
 from collections.abc import Iterator
@@ -37,6 +38,7 @@ def held(folder: Path) -> Iterator[None]:
         file.flush()
         try:
             _clear(folder)
+            _try_to_rename(folder)
             yield
         finally:
             file.truncate(0)
@@ -52,6 +54,24 @@ def _locked(descriptor: int) -> bool:
         except OSError:  # some network file systems
             pass
     return True
+
+
+def _try_to_rename(folder: Path) -> None:
+    """Raises UserError where folders stay as they are called: at its end a checkpoint is renamed, with all it holds."""
+    made, renamed = (folder / f".{secrets.token_hex(4)}.part" for _ in range(2))
+    try:
+        (made / "inside").mkdir(parents=True)
+        (made / "inside" / "file").touch()
+        try:
+            made.rename(renamed)
+        except OSError as error:
+            raise UserError(
+                f"The file system of {folder} renames no folders ({error.strerror}), so that no checkpoint could be"
+                " saved. Give a MODEL_DIR elsewhere; for a bucket, mount it with gcsfuse --rename-dir-limit=1000."
+            ) from error
+    finally:
+        for path in (made, renamed):
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _clear(folder: Path) -> None:

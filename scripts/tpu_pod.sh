@@ -5,10 +5,11 @@
 #       --gin.INITIAL_CHECKPOINT_PATH=/mnt/shared/xxl --gin.MODEL_DIR=/mnt/shared/run --gin.MODEL_PARALLEL=4 ...
 #
 # On every host: this project in ~/prompt-tuning with its virtual environment (README, "Start", with .[tpu]), and
-# MODEL_DIR and the base on storage that all of them see (Filestore, or a bucket mounted with gcsfuse).
+# MODEL_DIR and the base on storage that all of them see (Filestore, or a bucket mounted with gcsfuse
+# --rename-dir-limit=1000).
 set -euo pipefail
 if [ $# -lt 3 ]; then
-  sed -n '2,9s/^# \{0,1\}//p' "$0" >&2
+  sed -n '2,10s/^# \{0,1\}//p' "$0" >&2
   exit 2
 fi
 name=$1 zone=$2 command=$3

@@ -1,6 +1,7 @@
 """What a run survives: kills, signals, damaged and foreign files, full and locked folders. Kill-and-resume to the bit
 is in test_train; scripts/torture.py does it at random moments."""
 
+import errno
 import importlib.util
 import json
 import os
@@ -205,6 +206,16 @@ def test_a_second_run_in_a_folder_is_refused_until_the_first_is_killed(tmp_path)
     with run_folder.held(tmp_path):
         assert f"process {os.getpid()} " in (tmp_path / run_folder.LOCK).read_text()
     assert (tmp_path / run_folder.LOCK).read_text() == ""
+
+
+def test_a_file_system_that_renames_no_folders_is_refused_before_training(tmp_path, monkeypatch):
+    def rename(path, to):
+        raise OSError(errno.EMFILE, "Too many open files", str(path), None, str(to))  # as gcsfuse answers
+
+    monkeypatch.setattr(Path, "rename", rename)
+    with pytest.raises(UserError, match=r"renames no folders .*--rename-dir-limit"), run_folder.held(tmp_path):
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == [run_folder.LOCK]
 
 
 def test_what_a_killed_run_left_half_written_is_cleared_and_nothing_else(tmp_path):

@@ -64,18 +64,20 @@ def new_folder(path: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def writing(what: str, folder: Path) -> Iterator[None]:
     """Inside, `what` is written to `folder`. Raises UserError if the disk is full; the loggers stay quiet then."""
-    levels = _set_levels([logging.CRITICAL] * len(_LOUD))
+    levels, full = _set_levels([logging.CRITICAL] * len(_LOUD)), False
     try:
         yield
     except Exception as error:  # TensorStore's own types
-        if not any(sign in str(error) for sign in _FULL):
-            _set_levels(levels)
+        full = any(sign in str(error) for sign in _FULL)
+        if not full:
             raise
         raise UserError(
             f"The disk of {folder} is full: {what} could not be written, and what was there before is whole."
             " Free some space and type the same command to go on."
         ) from error
-    _set_levels(levels)
+    finally:
+        if not full:
+            _set_levels(levels)
 
 
 def _set_levels(levels: list[int]) -> list[int]:

@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import hashlib
+import http.client
 import importlib.util
 import os
 import tempfile
@@ -148,7 +149,7 @@ def _fetch(url: str, to: Path, console: Console) -> Path:
                     file.write(block)
                     digest.update(block)
                     progress.advance(task, len(block))
-    except (urllib.error.URLError, OSError) as error:
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         raise UserError(f"could not download {url} ({error}).") from None
     expected = published_sums().get(url)
     if expected and digest.hexdigest() != expected:

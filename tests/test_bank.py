@@ -152,8 +152,8 @@ def test_what_a_notebook_may_hand_in(home):
     assert one == tuned.predict(iter(TEXTS[:1])) == tuned.predict(np.array(TEXTS[:1])) and len(one) == 1
     assert tuned.predict([]) == []
     assert tuned.predict(TEXTS, prompt=(name for name in ["p1"] * 3)) == tuned.predict(TEXTS)
-    for_list, for_tuple = tuned.answer([Request(TEXTS[0], "p1", labels=labels) for labels in (["a", "b"], ("a", "b"))])
-    assert for_list == for_tuple
+    ranked = lambda labels: tuned.answer([Request(TEXTS[0], "p1", labels=labels)])
+    assert ranked(["a", "b"]) == ranked(("a", "b"))
     vectors = prompt(4, 1).vectors
     for mistake, said in (
         (lambda: tuned.predict([3]), "A text to answer is a str; found 3"),

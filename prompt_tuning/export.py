@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -92,6 +93,7 @@ def _write_peft(prompt: Prompt, out: Path) -> Path:
         (folder / PEFT_CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
         card = {k: json.dumps(v) for k, v in dataclasses.asdict(prompt.card).items()}  # PEFT passes over it
         save_file({PEFT_TENSOR: prompt.vectors}, folder / PEFT_WEIGHTS, metadata={"format": "pt", **card})
+        shutil.copymode(folder / PEFT_CONFIG, folder / PEFT_WEIGHTS)  # safetensors writes for the file's owner alone
     return out
 
 

@@ -6,6 +6,7 @@ it. scripts/run_stablehlo.py does so with jax, numpy, safetensors and sentencepi
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ def write(prompt: Prompt, base: Base, vocabulary: Vocabulary, labels: Sequence[s
         (folder / PROGRAM).write_bytes(exported.serialize())
         (folder / BYTECODE).write_bytes(exported.mlir_module_serialized)
         save_file(weights, folder / WEIGHTS)
+        shutil.copymode(folder / PROGRAM, folder / WEIGHTS)  # safetensors writes for the file's owner alone
         vocabulary.save(folder / VOCABULARY)
         (folder / CARD).write_text(json.dumps(_card(prompt, base, labels, length), indent=2) + "\n")
     return out

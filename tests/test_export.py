@@ -47,6 +47,11 @@ def test_safetensors_and_peft_keep_the_card_and_t5x_its_step(source, tmp_path):
     assert loaded["t5x"].card == Card(step=500)
 
 
+def test_who_may_read_one_file_of_a_peft_folder_may_read_the_other(source, tmp_path):
+    folder = export.export(source, "peft", tmp_path / "folder")
+    assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
 def test_a_t5x_tree_holds_the_prompt_under_the_authors_name(source, tmp_path):
     written = export.export(source, "t5x", tmp_path / "model")
     assert written == tmp_path / "model" / "checkpoint_500"

@@ -113,6 +113,7 @@ def test_mistakes_say_what_to_type(home, source, tmp_path, capsys):
 def test_a_program_gives_the_same_probabilities_where_this_package_is_not(source, tmp_path):
     arguments = ["--format", "stablehlo", "--out", str(tmp_path / "program"), "--input_length", "32"]
     assert cli.main(["export", str(source), *arguments, "--labels", *LABELS]) == 0
+    assert len({path.stat().st_mode for path in (tmp_path / "program").iterdir()}) == 1  # all for whoever reads one
     alone = (
         "import runpy, sys; sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__');"
         "assert not {'prompt_tuning', 'flax', 'tensorflow'} & set(sys.modules)"

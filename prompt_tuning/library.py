@@ -93,7 +93,9 @@ class Library:
             called = re.sub(r"[^\w.-]+", "_", name or prompt.card.name or prompt_file.find(place).stem).lstrip(".")
             if not called:
                 raise UserError(f"The prompt {place} needs a name of letters and digits: add --name NAME.")
-            if called in {*self._directions, *self.unreadable} or called in (other for other, _, _ in read):
+            if twin := next((other for name, other, _ in read if name == called), None):
+                raise UserError(f"{twin} and {place} are both called {called!r}. Add each by itself under a --name.")
+            if called in {*self._directions, *self.unreadable}:
                 raise UserError(
                     f"The library {self.folder} already has a prompt {called!r}. Add {place} under another --name, or"
                     f" delete {self.folder / called}.safetensors first."

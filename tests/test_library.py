@@ -102,8 +102,8 @@ def test_an_index_that_may_not_be_read_is_gone_without(shelf, places, monkeypatc
 
 def test_a_name_that_is_taken_is_refused_and_nothing_is_added(shelf, places, tmp_path):
     new = save(tmp_path, "new", 1)
-    for batch in ([new, places[0]], [new, new]):
-        with pytest.raises(UserError, match="already has a prompt"):
+    for batch, said in ((new, places[0]), "already has a prompt"), ((new, new), "both called 'new'.*--name"):
+        with pytest.raises(UserError, match=said):
             shelf.add(batch)
     assert [entry.name for entry in Library(shelf.folder).entries] == list("abcd")
     assert shelf.add([places[0]], "a again")[0].name == "a_again"

@@ -76,7 +76,7 @@ def import_parser() -> argparse.ArgumentParser:
     parser.add_argument("source", help="a .npy or .safetensors file, a PEFT folder, or a T5X checkpoint")
     parser.add_argument("--out", required=True, metavar="FILE", help="the .safetensors file to write")
     parser.add_argument("--base", metavar="PATH", help="the frozen base it was tuned on, which is read to identify it")
-    parser.add_argument("--name", help="what the prompt is called; default: as the file")
+    parser.add_argument("--name", help="what the prompt is called; default: as on its card, or as the file")
     parser.add_argument("--task", help="the task it was tuned on")
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="the answers it ranks, in the task's order")
     parser.add_argument("--placement", choices=PLACEMENTS, help="where it stands in the input; default: front")

@@ -86,6 +86,7 @@ class PromptTuned:
         if not given:
             raise UserError("There is no prompt to load. Give the path of one, or a list of paths.")
         loaded = [_loaded(one) for one in given]
+        _check_names([name for _, name in loaded])
         path = base_of((one.card for one, _ in loaded), base, str(given[0]))
         longest, answers = room_for(one for one, _ in loaded)
         tuned = cls.open(path, len(loaded), longest, vocabulary, batch_size, answer_length=answers)
@@ -259,6 +260,15 @@ def _loaded(prompt: Loadable) -> tuple[prompt_file.Prompt, str]:
         raise UserError(f"A prompt is a path, or prompt_file.Prompt(vectors); found a {type(prompt).__name__}.")
     loaded = prompt_file.load(prompt)
     return loaded, name_of(prompt, loaded.card)
+
+
+def _check_names(names: Sequence[str]) -> None:
+    """Seeds of one task leave prompts of one name, and a text says by name which of them answers it."""
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(
+            f"{names.count(twice)} of these prompts are called {twice!r}. Give each a name of its own: prompt-tuning"
+            " import FILE --out OTHER.safetensors --name OTHER"
+        )
 
 
 def main(options: argparse.Namespace) -> int:

@@ -295,6 +295,9 @@ def test_infer_answers_each_line_behind_the_prompt_it_names(home, tmp_path, caps
     (tmp_path / "mixed.jsonl").write_text(json.dumps({"text": "no prompt"}))
     assert cli.main(["infer", *arguments]) == 2
     assert "name the one to use" in capsys.readouterr().err
+    prompt_file.save_safetensors(tmp_path / "1 again.safetensors", prompt(4, 1))
+    assert cli.main(["infer", *arguments, "--prompt", str(tmp_path / "1 again.safetensors")]) == 2
+    assert "2 of these prompts are called 'p1'. Give each a name of its own" in capsys.readouterr().err
 
 
 def test_what_is_sampled_comes_from_the_seed(home):

@@ -3,11 +3,10 @@
 import dataclasses
 import json
 import math
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from prompt_tuning import disk, prompt_file
 from prompt_tuning.base_source import numbers
@@ -92,8 +91,8 @@ def _write_peft(prompt: Prompt, out: Path) -> Path:
     with disk.new_folder(out) as folder:
         (folder / PEFT_CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
         card = {k: json.dumps(v) for k, v in dataclasses.asdict(prompt.card).items()}  # PEFT passes over it
-        save_file({PEFT_TENSOR: prompt.vectors}, folder / PEFT_WEIGHTS, metadata={"format": "pt", **card})
-        shutil.copymode(folder / PEFT_CONFIG, folder / PEFT_WEIGHTS)  # safetensors writes for the file's owner alone
+        weights = save({PEFT_TENSOR: prompt.vectors}, metadata={"format": "pt", **card})
+        (folder / PEFT_WEIGHTS).write_bytes(weights)  # safetensors itself would write for the file's owner alone
     return out
 
 

@@ -48,7 +48,8 @@ def write(prompt: Prompt, base: Base, vocabulary: Vocabulary, labels: Sequence[s
         exported = _exported(_program(prompt, base, vocabulary, labels), weights, length)
         (folder / PROGRAM).write_bytes(exported.serialize())
         (folder / BYTECODE).write_bytes(exported.mlir_module_serialized)
-        save_file(weights, folder / WEIGHTS)
+        with disk.writing("the program", out.parent):
+            save_file(weights, folder / WEIGHTS)
         shutil.copymode(folder / PROGRAM, folder / WEIGHTS)  # safetensors writes for the file's owner alone
         vocabulary.save(folder / VOCABULARY)
         (folder / CARD).write_text(json.dumps(_card(prompt, base, labels, length), indent=2) + "\n")

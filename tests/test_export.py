@@ -2,6 +2,7 @@
 
 import functools
 import json
+import resource
 import shutil
 from pathlib import Path
 
@@ -50,6 +51,17 @@ def test_safetensors_and_peft_keep_the_card_and_t5x_its_step(source, tmp_path):
 def test_who_may_read_one_file_of_a_peft_folder_may_read_the_other(source, tmp_path):
     folder = export.export(source, "peft", tmp_path / "folder")
     assert len({path.stat().st_mode for path in folder.iterdir()}) == 1
+
+
+def test_a_disk_that_has_no_room_for_a_peft_folder_is_an_error_of_the_system(source, tmp_path):
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, before[1]))
+    try:
+        with pytest.raises(OSError, match="File too large"):
+            export.export(source, "peft", tmp_path / "folder")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert [path.name for path in tmp_path.iterdir()] == [source.name]
 
 
 def test_a_t5x_tree_holds_the_prompt_under_the_authors_name(source, tmp_path):

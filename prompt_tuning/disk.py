@@ -28,7 +28,11 @@ class replacing:
     def __enter__(self):
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.temporary = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.part")
-        self.file = self.temporary.open("xb")
+        try:
+            self.file = self.temporary.open("xb")
+        except OSError as error:
+            error.filename = str(self.path)  # which was asked for, and not a name that nobody typed
+            raise
         return self.file
 
     def __exit__(self, kind, value, traceback) -> None:

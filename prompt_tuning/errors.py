@@ -26,8 +26,8 @@ def of_system(error: OSError) -> str | None:
     what = f"{error.strerror} ({place})" if place else error.strerror
     if error.errno in FULL:
         return (
-            f"{what}. Nothing that was saved before is lost: free the disk or choose another MODEL_DIR, and type the"
-            " same command to go on."
+            f"{what}. Nothing that was saved before is lost: free the disk, or write to another (MODEL_DIR, --out or"
+            " --output), and type the same command; a run goes on where it was."
         )
     if error.errno in WRONG_PLACE:
         return f"{what}. Name another file or folder, or change what stands there, and type the same command again."

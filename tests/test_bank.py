@@ -191,6 +191,8 @@ def test_answers_go_where_a_link_leads_and_to_no_folder(asking, tmp_path, capsys
     monkeypatch.setattr(PromptTuned, "load", None)
     assert cli.main([*asking, "--output", str(tmp_path), "a film"]) == 2
     assert "is a folder" in capsys.readouterr().err
+    assert cli.main([*asking, "--output", str(tmp_path / ("a" * 250)), "a film"]) == 2
+    assert f"File name too long ({tmp_path / ('a' * 250)}). Name another" in capsys.readouterr().err
 
 
 def test_answers_that_fail_leave_those_that_were_there(asking, tmp_path, capsys):

@@ -284,7 +284,7 @@ def main(options: argparse.Namespace) -> int:
         raise UserError(f"{options.input} holds no text.")
     if len(asked) > options.batch_size and not options.decode:
         device.share_cpu()
-    with _output(options.output) as out:  # opened first: no answer is computed for a place that takes none
+    with _output(options.output, options.input) as out:  # first: nothing is computed for a place that takes none
         tuned = PromptTuned.load(options.base, options.prompt, options.labels, options.vocabulary, options.batch_size)
         requests = [Request(text, name or tuned.only, decode=options.decode) for text, name in asked]
         answers = tuned.answer(requests, options.content_free, bar)
@@ -324,9 +324,9 @@ def _fields(name: str, number: int, row: Any) -> tuple[str, str | None]:
 
 
 @contextlib.contextmanager
-def _output(name: str | None) -> Iterator[TextIO]:
+def _output(name: str | None, source: str | None) -> Iterator[TextIO]:
     """Standard output, a device or a pipe, or a file that takes its place when it is complete."""
-    if name is None:
+    if name in (None, "-"):
         yield sys.stdout
         return
     path = Path(name).expanduser().resolve()  # where a link leads
@@ -336,6 +336,8 @@ def _output(name: str | None) -> Iterator[TextIO]:
         with path.open("w", encoding="utf-8") as file:
             yield file
         return
+    if source and path == Path(source).expanduser().resolve():
+        raise UserError(f"{name} is the --input too, whose texts would be gone. Name another file as --output.")
     with disk.replacing(path) as whole:
         text = io.TextIOWrapper(whole, encoding="utf-8")
         yield text

@@ -188,11 +188,17 @@ def test_answers_go_where_a_link_leads_and_to_no_folder(asking, tmp_path, capsys
         read = pool.submit((tmp_path / "pipe").read_text)
         assert cli.main([*asking, "--output", str(tmp_path / "pipe"), "a film"]) == 0
         assert read.result() == target.read_text() and (tmp_path / "pipe").is_fifo()
+    capsys.readouterr()
+    assert cli.main([*asking, "--output", "-", "a film"]) == 0
+    assert capsys.readouterr().out == target.read_text()
     monkeypatch.setattr(PromptTuned, "load", None)
     assert cli.main([*asking, "--output", str(tmp_path), "a film"]) == 2
     assert "is a folder" in capsys.readouterr().err
     assert cli.main([*asking, "--output", str(tmp_path / ("a" * 250)), "a film"]) == 2
     assert f"File name too long ({tmp_path / ('a' * 250)}). Name another" in capsys.readouterr().err
+    target.write_text("a film")
+    assert cli.main([*asking, "--input", str(link), "--output", str(target)]) == 2
+    assert "is the --input too" in capsys.readouterr().err and target.read_text() == "a film"
 
 
 def test_answers_that_fail_leave_those_that_were_there(asking, tmp_path, capsys):

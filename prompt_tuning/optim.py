@@ -1,6 +1,7 @@
 """The paper's Adafactor, and any optimizer over the slots of a bank as if each slot were alone."""
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,8 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float
 
-from prompt_tuning import kinds
+from prompt_tuning import configure, kinds
+from prompt_tuning.errors import UserError
 
 MakeOptimizer = Callable[[Any], optax.GradientTransformation]  # from a learning rate
 Schedule = Callable[[Any], Any]  # step -> factor on the learning rate
@@ -77,6 +79,23 @@ def inverse_square_root(step: Any, warmup: int = 10_000) -> Any:
     """T5's pre-training schedule, 1 until `warmup` and falling as the root of the step from there."""
     kinds.check(kinds.NUMBER, **{"inverse_square_root.warmup": warmup})
     return jnp.sqrt(warmup / jnp.maximum(step + 1, warmup)).astype(jnp.float32)
+
+
+def check(make: Any) -> None:
+    """Raises UserError for an OPTIMIZER of one's own that makes none of a learning rate."""
+    wanted = (
+        "it is a function that makes one of LEARNING_RATE, such as optax.adamw or"
+        " `lambda rate: optax.adamw(rate, b1=0.8)`."
+    )
+    if hasattr(make, "update"):
+        raise UserError(f"OPTIMIZER is an optimizer that has its learning rate already; {wanted}")
+    kinds.check(kinds.FUNCTION, OPTIMIZER=make)
+    try:
+        inspect.signature(make).bind(0.0, **configure.bound(make))
+    except (TypeError, ValueError) as error:  # the last: a function in C that does not say what it takes
+        raise UserError(f"OPTIMIZER cannot be called with a learning rate ({error}); {wanted}") from None
+    if not hasattr(made := make(0.0), "update"):
+        raise UserError(f"OPTIMIZER makes {made!r:.60} of a learning rate, and no optimizer; {wanted}")
 
 
 class Optimizer(NamedTuple):

@@ -178,12 +178,8 @@ class Run:
         kinds.check(kinds.WHOLE, True, **of("rows_at_once", "patience"))
         kinds.check(kinds.NUMBER, **of("z_loss"))
         kinds.check(kinds.TRUTH, **of("packing", "remat", "scan_layers"))
-        if hasattr(self.optimizer, "update"):
-            raise UserError(
-                "OPTIMIZER is an optimizer that has its learning rate already; it is a function that makes one of"
-                " LEARNING_RATE, such as optax.adamw or `lambda rate: optax.adamw(rate, b1=0.8)`."
-            )
-        kinds.check(kinds.FUNCTION, **of("optimizer", "schedule"))
+        optim.check(self.optimizer)
+        kinds.check(kinds.FUNCTION, **of("schedule"))
         kinds.check(kinds.FUNCTION, True, **of("predict"), DECODER=gin.get_bindings(infer.write).get("decoder"))
         if self.tuning is None:
             from prompt_tuning.tuning import PromptTuning  # which stands on this room

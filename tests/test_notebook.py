@@ -152,6 +152,8 @@ def test_an_interrupted_run_is_saved_and_goes_on(tmp_path):
         (SMS, {"PROMPT_INIT": lambda start, *, rng: np.full((3, 128), np.nan)}, "a prompt is finite numbers"),
         (SMS, {"PROMPT_INIT": lambda start, *, rng: "spam"}, "made 'spam'; a prompt is"),
         (SMS, {"OPTIMIZER": optax.adamw(1e-3)}, "an optimizer that has its learning rate already"),
+        (SMS, {"OPTIMIZER": lambda: optax.sgd(0.1)}, r"cannot be called with a learning rate \(too many positional"),
+        (SMS, {"OPTIMIZER": lambda rate: 3}, "makes 3 of a learning rate, and no optimizer"),
         (SMS, {"PROMPT_INIT": np.zeros}, "The init zeros cannot be called"),
         ({"inputs": "{text}", "target": "label", "train": ROWS}, {}, "has no split 'validation'"),
     ],

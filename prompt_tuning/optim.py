@@ -12,7 +12,7 @@ import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float
 
-from prompt_tuning import configure, kinds
+from prompt_tuning import kinds
 from prompt_tuning.errors import UserError
 
 MakeOptimizer = Callable[[Any], optax.GradientTransformation]  # from a learning rate
@@ -91,7 +91,7 @@ def check(make: Any) -> None:
         raise UserError(f"OPTIMIZER is an optimizer that has its learning rate already; {wanted}")
     kinds.check(kinds.FUNCTION, OPTIMIZER=make)
     try:
-        inspect.signature(make).bind(0.0, **configure.bound(make))
+        inspect.signature(make).bind_partial(0.0)  # in part: gin may give what else it takes
     except (TypeError, ValueError) as error:  # the last: a function in C that does not say what it takes
         raise UserError(f"OPTIMIZER cannot be called with a learning rate ({error}); {wanted}") from None
     if not hasattr(made := make(0.0), "update"):

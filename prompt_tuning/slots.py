@@ -121,7 +121,7 @@ def _started(slot: Slot, start: inits.Start) -> np.ndarray:
     """A slot's `prompt[P D]` before training. Raises UserError where an init of one's own makes none."""
     name, rng = configure.word(slot.init), jax.random.fold_in(jax.random.key(slot.seed), 1)
     try:
-        inspect.signature(slot.init).bind(start, rng=rng)
+        inspect.signature(slot.init).bind_partial(start, rng=rng)  # in part: gin may give what else it takes
     except (TypeError, ValueError) as error:  # the last: a function in C that does not say what it takes
         raise UserError(
             f"The init {name} cannot be called with (start, rng=...): {error}. Write it as `def {name}(start, *, rng)`,"

@@ -275,11 +275,18 @@ def test_an_error_of_the_system_says_what_helps(monkeypatch, capsys):
         assert "(there). Name another file or folder" in said and "disk" not in said
 
 
-def test_an_optimizer_of_your_own_comes_with_a_gin_file(home, tmp_path, monkeypatch, capsys):
+def test_an_optimizer_and_an_init_of_your_own_come_with_a_gin_file(home, tmp_path, monkeypatch, capsys):
     settings = flags(home, tmp_path / "run", OPTIMIZER="@my_sgd", LEARNING_RATE=0.01, TRAIN_STEPS=2)
     assert "'my_sgd'. What there is stands in gin/defaults.gin. Functions" in complaint(capsys, ["train", *settings])
-    (tmp_path / "mine.py").write_text("import gin, optax\ngin.external_configurable(optax.sgd, 'my_sgd')\n")
-    (tmp_path / "mine.gin").write_text("import mine\n")
+    (tmp_path / "mine.py").write_text(
+        "import gin, jax, optax\n"
+        "my_sgd = gin.configurable('my_sgd')(lambda rate, momentum: optax.sgd(rate, momentum))\n"
+        "draw = lambda start, scale, *, rng: scale * jax.random.normal(rng, (start.length, start.features))\n"
+        "my_init = gin.configurable('my_init')(draw)\n"
+    )
+    (tmp_path / "mine.gin").write_text(
+        "import mine\nmy_sgd.momentum = 0.9\nPROMPT_INIT = @my_init\nmy_init.scale = 0.5\n"
+    )
     monkeypatch.syspath_prepend(tmp_path)
     assert cli.main(["train", *settings, f"--gin_file={tmp_path / 'mine.gin'}"]) == 0
 

@@ -14,6 +14,7 @@ from prompt_tuning.layout import Batch, Item
 from prompt_tuning.order import Order, Turns
 from prompt_tuning.run import Opened
 
+STOPS_WITHIN = 10  # seconds: it may be in the middle of a batch, or of a read that hangs
 PREFETCH = 4  # batches laid out ahead of the step
 SAMPLED = 16  # batches that the row shape is planned from
 
@@ -222,3 +223,4 @@ def prefetched(make: Callable[[int], Batch], first: int, last: int) -> Generator
             yield *thing, time.monotonic() - asked
     finally:
         closed.set()
+        thread.join(STOPS_WITHIN)

@@ -237,6 +237,12 @@ def test_an_error_in_the_thread_that_lays_out_batches_is_the_trainers(capsys):
     assert not thread.is_alive() and isinstance(found[-1], ZeroDivisionError)
 
 
+def test_the_thread_that_lays_out_batches_ends_with_a_run_that_stops_early():
+    with contextlib.closing(batches.prefetched(lambda n: n, 0, 1000)) as read:
+        assert next(read)[0] == 0
+    assert "layout" not in {thread.name for thread in threading.enumerate()}
+
+
 def test_the_digest_of_training_data_tells_its_inputs_targets_and_their_bounds_apart():
     def digest(inputs: list[list[int]], targets: list[list[int]]) -> str:
         feed = object.__new__(batches.TrainingData)

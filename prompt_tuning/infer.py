@@ -279,9 +279,22 @@ def answer_all(
         asked.sort()
         own = lambda k, t: () if answerer.labels[k] else held_out[k][t].task.labels  # tasks of a mixture may differ
         questions = [Question(held_out[k][t].examples.inputs[i], k, own(k, t)) for _, i, k, t in asked]
-        for (_, i, k, t), answer in zip(asked, method(answerer, params, questions), strict=True):
+        answers = _one_each(method, method(answerer, params, questions), len(questions))
+        for (_, i, k, t), answer in zip(asked, answers, strict=True):
             found[k][t][i] = answer
     return found
+
+
+def _one_each(method: Predict, answers: Any, count: int) -> list[Answer]:
+    """What a method returned. Raises UserError where one's own did not return an answer for each question."""
+    are_some = isinstance(answers, list) and all(isinstance(answer, Answer) for answer in answers)
+    if are_some and len(answers) == count:
+        return answers
+    what = f"{len(answers)} answers" if are_some else f"{answers!r:.60}"
+    raise UserError(
+        f"PREDICT, {configure.word(method)}, returned {what} to {count} questions; it returns a list with an"
+        " infer.Answer(text, probabilities, score) to each, in their order."
+    )
 
 
 def score(held_out: HeldOut, answers: Sequence[Sequence[Answer]]) -> dict[str, float]:

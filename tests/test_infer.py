@@ -157,7 +157,8 @@ def test_a_slot_without_labels_to_rank_is_named(letters):
 
 
 def test_each_task_of_a_mixture_is_ranked_with_its_own_labels_or_written(monkeypatch):
-    say = lambda how: lambda answerer, params, asked: [(how, q.labels, q.inputs.tolist()) for q in asked]
+    answer = lambda how, q: infer.Answer(f"{how} {q.labels} {q.inputs.tolist()}", {}, 0.0)
+    say = lambda how: lambda answerer, params, asked: [answer(how, q) for q in asked]
     monkeypatch.setattr(infer, "rank", say("ranked"))
     monkeypatch.setattr(infer, "write", say("written"))
     labels, held_out = (("x", "y"), (), ("z",)), []
@@ -166,9 +167,14 @@ def test_each_task_of_a_mixture_is_ranked_with_its_own_labels_or_written(monkeyp
         held_out.append(infer.Held(SimpleNamespace(name=name, labels=labels[n]), examples))
     (found,) = infer.answer_all(SimpleNamespace(labels=[()]), {}, [held_out])
     for n, how in enumerate(("ranked", "written", "ranked")):
-        assert found[n] == [(how, labels[n], [n]), (how, labels[n], [n, n])]
+        assert [answer.text for answer in found[n]] == [f"{how} {labels[n]} [{n}]", f"{how} {labels[n]} [{n}, {n}]"]
     (found,) = infer.answer_all(SimpleNamespace(labels=[("own",)]), {}, [held_out])
-    assert {answer[:2] for task in found for answer in task} == {("ranked", ())}, "the slot's labels go before"
+    texts = [answer.text for task in found for answer in task]
+    assert all(text.startswith("ranked ()") for text in texts), "the slot's labels go before"
+    right = infer.Answer("", {}, 0.0)
+    for wrong, said in ([right], "1 answers to 6"), (["a"] * 6, r"\['a', .* to 6"), (None, "None to 6 questions"):
+        with pytest.raises(UserError, match=f"PREDICT, <lambda>, returned {said}"):
+            infer.answer_all(SimpleNamespace(labels=[()]), {}, [held_out], lambda *args, wrong=wrong: wrong)
 
 
 @dataclasses.dataclass

@@ -231,7 +231,8 @@ REFUSED = {
         ({"prompt": "short", "texts": ["a"], "labels": ["fine " * 40, "e" * 200]}, 422, "256"),
     "no labels": ({"prompt": "free", "texts": ["a"]}, 422, "labels"),
     "something that is no JSON": (b'{"prompt"', 422, "JSON"),
-    "something that is nested too deeply": (b"[" * 20_000, 400, "body"),
+    "something that is nested too deeply": (b"[" * 20_000, 400, "nested too deeply"),
+    "something that is no UTF-8": ('{"prompt": "short", "texts": ["é"]}'.encode("latin-1"), 400, "UTF-8"),
     "a body that is too large": (b" " * 20_001, 413, "20000 bytes"),
 }  # fmt: skip
 

@@ -179,6 +179,8 @@ async def _invalid(request: Request, error: Exception) -> Response:
 async def _failed(request: Request, error: Exception) -> Response:
     """No such route, method, or body that is no JSON."""
     assert isinstance(error, HTTPException)
+    if error.status_code == 400:  # FastAPI's one sentence for whatever else JSON's decoder raises
+        return _error(400, "The body is not JSON: it is no UTF-8, or nested too deeply.", error.headers)
     return _error(error.status_code, f"{request.method} {request.url.path[:200]}: {error.detail}", error.headers)
 
 

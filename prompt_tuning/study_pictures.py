@@ -19,7 +19,7 @@ def error_reduction(path: Path, found: Any) -> None:
     image = axes.imshow(values, cmap="RdBu", vmin=-bound, vmax=bound, aspect="auto")
     _cells(axes, values, lambda v: f"{v:+.1f}", lambda v: abs(v) > 0.6 * bound)
     _ticks(axes, found.targets, found.sources)
-    axes.set_title("Relative error reduction (%), by source and target", loc="left", fontsize=10, color=INK, pad=10)
+    _title(figure, "Relative error reduction (%), by source and target")
     _bar(figure, image, axes)
     _save(figure, path)
 
@@ -40,7 +40,7 @@ def similarity(path: Path, tasks: list[str], values: Float[np.ndarray, "N N"], m
     middle = low + 0.55 * (high - low)
     _cells(axes, values, lambda v: f"{v:.2f}", lambda v: v > middle)
     _ticks(axes, tasks, tasks)
-    above.set_title(f"Similarity of task embeddings, {measure.replace('_', ' ')}", loc="left", fontsize=10, color=INK)
+    _title(figure, f"Similarity of task embeddings, {measure.replace('_', ' ')}")
     _bar(figure, image, axes)
     _save(figure, path)
 
@@ -147,6 +147,11 @@ def _draw_tree(axes: Any, tree: np.ndarray | None, count: int) -> None:
         hierarchy.dendrogram(tree, ax=axes, no_labels=True, color_threshold=0, above_threshold_color=PALE)
         axes.set_xlim(0, 10 * count)  # scipy puts leaf i at 10 i + 5: the tree stands above the columns
     axes.set_axis_off()
+
+
+def _title(figure: Any, text: str) -> None:
+    """From the picture's edge on: of few tasks the cells, which begin behind the names, are narrower than a title."""
+    figure.suptitle(text, x=0.02, ha="left", fontsize=10, color=INK)
 
 
 def _bar(figure: Any, image: Any, axes: Any) -> None:

@@ -134,6 +134,19 @@ def test_json_and_markdown_say_the_same_and_have_no_nan(found, tmp_path: Path):
     )
 
 
+def test_a_picture_of_few_tasks_holds_its_title(found, tmp_path: Path, monkeypatch):
+    figures = []
+    monkeypatch.setattr(study_pictures, "_save", lambda figure, path: figures.append(figure))
+    study_pictures.error_reduction(tmp_path / "e.png", found)
+    for count in (1, 2):
+        names = ["a_task_of_a_long_name", "another"][:count]
+        study_pictures.similarity(tmp_path / "s.png", names, np.full((count, count), 0.5), "per_token_average")
+    for figure in figures:
+        figure.draw_without_rendering()
+        wide = figure.get_tightbbox()
+        assert 0 <= wide.x0 < wide.x1 <= figure.get_figwidth(), "something reaches over the edge"
+
+
 @pytest.mark.parametrize("left", [3, 1, 0])
 def test_a_study_in_which_some_scores_are_no_numbers_is_told(scores, both, tmp_path: Path, left):
     """Of the four source prompts of c, `left` have a score; the last one of d has none either."""

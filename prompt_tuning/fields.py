@@ -25,7 +25,7 @@ def _text(value: Any) -> Any:
 
 
 def as_seqio(value: Any) -> Any:
-    """An example's field as SeqIO hands it to a postprocessor: bytes and numpy arrays."""
+    """An example's field as SeqIO hands it to a postprocessor: bytes, and numpy's arrays and scalars."""
     if isinstance(value, Mapping):
         return {k: as_seqio(v) for k, v in value.items()}
     if isinstance(value, str):
@@ -33,7 +33,7 @@ def as_seqio(value: Any) -> Any:
     if isinstance(value, list):
         items = [as_seqio(v) for v in value]
         return np.array(items, object) if any(isinstance(v, bytes) for v in items) else np.array(items)
-    return value
+    return np.asarray(value)[()]  # a postprocessor may ask it for .item()
 
 
 def numbers(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, float]:

@@ -139,7 +139,7 @@ def test_a_metric_sees_the_example_as_seqio_would_show_it(vocabulary):
     seen = []
 
     def look(text, example=None, is_target=False):
-        seen.append((text, example["inputs_pretokenized"], example["id"], is_target))
+        seen.append((text, example["inputs_pretokenized"], example["id"].item(), is_target))
         return text
 
     task = register("data_test", [TOKENIZE, EOS], vocabulary).replace(postprocess_fn=look)

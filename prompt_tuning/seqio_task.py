@@ -118,9 +118,14 @@ class SeqioTask:
         dataset = plain.preprocess_postcache(
             source.ragged_batch(READ_BATCH) if batched else source, self.lengths, seed=0
         )
+        for k in ("inputs", "targets"):
+            made = dataset.element_spec.get(k)
+            if made is None or made.dtype != tf.string or made.shape.rank not in (None, int(batched)):
+                found = f"make {made.dtype.name}{made.shape}" if made is not None else "make nothing"
+                raise UserError(f"The preprocessors of {self.name} {found} as {k}; an example has a text there.")
         rows = _read(dataset if count is None else dataset.take(count), batched)
         for row in rows:
-            for k in plain.output_features:
+            for k in plain.output_features.keys() & row.keys():
                 row[f"{k}_pretokenized"] = row.pop(k)
         return rows
 

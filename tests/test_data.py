@@ -207,6 +207,20 @@ def test_a_target_that_is_none_of_the_labels_is_named(vocabulary):
         found.load("train")
 
 
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        (lambda example: {"inputs": example["inputs"]}, "data_test make nothing as targets; an example has a text"),
+        (lambda example: example | {"targets": example["id"]}, r"data_test make int32\(\) as targets"),
+        (lambda example: example | {"inputs": tf.stack(["a", "b"])}, r"data_test make string\(2,\) as inputs"),
+    ],
+)
+def test_preprocessors_that_make_no_text_are_named(vocabulary, made, message):
+    register("data_test", [seqio.map_over_dataset(made), TOKENIZE, EOS], vocabulary)
+    with pytest.raises(UserError, match=message):
+        open_mixture("data_test", vocabulary, LENGTHS).tasks[0].load("train")
+
+
 def test_a_metric_that_gives_no_table_is_named(vocabulary):
     def share(targets, predictions):
         return 0.5

@@ -67,6 +67,11 @@ def _jsonl(path: Path) -> Iterator[Record]:
     for n, line in _lines(path):
         if not line.strip():
             continue
+        if line.lstrip().startswith("["):  # the whole file as one value, often over many lines
+            raise UserError(
+                f"{path}:{n}: expected a JSON object {{...}} on each line, found a list. `jq -c '.[]' {path.name} >"
+                f" {path.stem}_lines.jsonl` writes what is in it on a line each."
+            )
         row = parsed(line, f"{path}:{n}")
         if not isinstance(row, dict):
             raise UserError(f"{path}:{n}: expected a JSON object {{...}} on each line, found {type(row).__name__}.")

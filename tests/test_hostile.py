@@ -204,7 +204,7 @@ def _written(folder: Path, files: Mapping[str, bytes]) -> Path:
     [
         (b'{"text": "\\ud800", "label": "good"}', "half a character"),
         (b'{"text": ' + b"9" * 5000 + b"}", "not JSON that can be read"),
-        (b"[" * 100_000, "not JSON that can be read"),
+        (b'{"text": ' + b"[" * 100_000, "not JSON that can be read"),
     ],
     ids=["half a character", "a number of 5,000 digits", "100,000 brackets"],
 )

@@ -181,7 +181,9 @@ def test_metrics_count_a_text_that_is_no_label_as_wrong(write):
         (b'{"hypothesis": "caf\xe9", "premise": "b", "label": "neutral"}', r"jsonl:1: byte 20 .*0xe9.* not UTF-8"),
         ('\n{"hypothesis": "", "premise": "b", "label": "neutral"}', r"jsonl:2: the column 'hypothesis' is empty"),
         ('{"hypothesis": "a", "premis": "b", "label": "neutral"}', r"jsonl:1: no column 'premise'.*mean 'premis'"),
-        ('["a", "b"]', r"jsonl:1: expected a JSON object"),
+        ("3", r"jsonl:1: expected a JSON object .* found int"),
+        ('[{"hypothesis": "a"}]', r"jsonl:1: expected a JSON object .* found a list. `jq -c"),
+        ('[\n  {"hypothesis": "a"}\n]', r"jsonl:1: expected a JSON object .* found a list. `jq -c"),
         ("", "holds no examples"),
     ],
 )

@@ -95,6 +95,7 @@ def parsed(line: str, at: str) -> Any:
 
 
 def _csv(path: Path) -> Iterator[tuple[int, list[str]]]:
+    csv.field_size_limit(2**31 - 1)  # else a text of more than 131,072 letters is taken for no CSV
     reader = csv.reader((line + "\n" for _, line in _lines(path)), strict=True)
     start = 1
     try:

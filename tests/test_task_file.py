@@ -208,6 +208,12 @@ def test_a_quote_that_ends_inside_a_cell_is_named_with_file_and_line(write):
         ).load("train")
 
 
+def test_a_cell_may_hold_a_long_text(write):
+    long = "thin " * 30_000
+    task = write(NLI.replace("jsonl", "csv"), **{"train.csv": f'hypothesis,premise,label\n"{long}",b,neutral\n'})
+    assert long in task.load("train").texts[0]["inputs_pretokenized"]
+
+
 SQUAD = NLI.replace('labels = ["entailment", "neutral"]\n', "") + 'metric = "squad"\n'
 
 

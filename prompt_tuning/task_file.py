@@ -12,6 +12,7 @@ In Python the same names are keys, and a split may be rows instead of files: [{"
 
 import dataclasses
 import itertools
+import math
 import os
 import re
 import textwrap
@@ -214,9 +215,10 @@ def _score(name: str, targets: Sequence[Any], predictions: Sequence[str], labels
 
 def _number(text: str) -> float:
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         return -1.0
+    return value if math.isfinite(value) else -1.0  # Python reads "nan" and "infinity" too
 
 
 def _fill(template: str, at: str, row: Mapping[str, Any]) -> str:

@@ -1,5 +1,6 @@
 """Predicted text to what a metric compares: SeqIO postprocessors (text, example=..., is_target=...)."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,9 +20,10 @@ def label_id(text: str, label_classes: Sequence[str], **unused: Any) -> int:
 def number(text: str, **unused: Any) -> float:
     """The number a text spells, -1 for any other text."""
     try:
-        return float(text)
+        value = float(text)
     except ValueError:
         return -1.0
+    return value if math.isfinite(value) else -1.0  # Python reads "nan" and "infinity" too
 
 
 def multirc(text: str, label_classes: Sequence[str], example: Mapping[str, Any], **unused: Any) -> dict[str, Any]:

@@ -146,6 +146,7 @@ def test_a_correlation_takes_an_answer_without_a_number_as_minus_one(write):
     rows = "".join(json.dumps({"s": "good", "y": y}) + "\n" for y in (1, 2, 3))
     task = write(toml, **{"t.jsonl": rows})
     found = task.score(task.load("train"), ["1", "2.0", "good"])
+    assert found == task.score(task.load("train"), ["1", "2.0", "infinity"])
     assert found == metrics.pearson([1.0, 2.0, 3.0], [1.0, 2.0, -1.0]) != metrics.pearson([1, 2, 3], [1, 2, 0])
 
 

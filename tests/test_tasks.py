@@ -223,7 +223,7 @@ def test_a_referent_matches_by_its_words(prediction, verdict):
 def test_a_text_that_is_no_number_counts_as_one_that_is_no_similarity():
     from tasks.answers import number
 
-    assert (number("3.8"), number("alike")) == (3.8, -1)
+    assert [number(text) for text in ("3.8", "alike", "nan", "-inf")] == [3.8, -1, -1, -1]
 
 
 @pytest.mark.parametrize(

@@ -56,8 +56,10 @@ class Spot:
                 wrong = f"{values!r}; it is a list" if values else "empty"
                 raise UserError(f'{name.upper()} is {wrong}. Type --gin.{name.upper()}="{such}".')
             kinds.check(kinds.WHOLES if name == "seeds" else kinds.TEXTS, **{name.upper(): values})
-            if len(set(values)) < len(values):
-                raise UserError(f"{name.upper()} names something twice: {list(values)}.")
+            called = [label(str(value)) for value in values]
+            if twice := next((one for one in called if called.count(one) > 1), None):
+                file = "" if len(set(values)) < len(values) else " A task file is called as the file is: rename one."
+                raise UserError(f"{name.upper()} names {twice} twice: {list(values)}.{file}")
         of = lambda *names: {name.upper(): getattr(self, name) for name in names}
         kinds.check(kinds.WHOLE, **of("source_steps", "embedding_step", "top_k"))
         kinds.check(kinds.WHOLE, True, **of("bank_slots"))

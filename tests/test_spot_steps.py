@@ -263,6 +263,7 @@ MISTAKES = {
     "no sources": ({"SOURCES": []}, "SOURCES"),
     "a text for a list": ({"TARGETS": "'films'"}, "TARGETS"),
     "a source twice": ({"SEEDS": [1, 1]}, "twice"),
+    "two files of one name": ({"SOURCES": ["a/t.toml", "b/t.toml"]}, "SOURCES names t twice"),
     "no other source": ({"SOURCES": ["a"], "TARGETS": ["a"]}, "no source of itself"),
     "an embedding between evaluations": ({"EMBEDDING_STEP": 3}, "EVAL_PERIOD=2"),
     "an embedding behind the end": ({"EMBEDDING_STEP": 6}, "TRAIN_STEPS=4"),

@@ -93,8 +93,6 @@ class SeqioTask:
                 )
                 for k in ("inputs", "targets")
             }
-        if not texts:
-            raise UserError(f"The split {split!r} of {self.name} holds no examples in {self.task.source}.")
         self._check_answers(split, texts)
         (inputs, cut), (targets, lost) = tokens["inputs"], tokens["targets"]
         warn_of_cut(lost, len(texts), f"{self.name}, {split},", self.lengths["targets"])
@@ -123,7 +121,7 @@ class SeqioTask:
             if made is None or made.dtype != tf.string or made.shape.rank not in (None, int(batched)):
                 found = f"make {made.dtype.name}{made.shape}" if made is not None else "make nothing"
                 raise UserError(f"The preprocessors of {self.name} {found} as {k}; an example has a text there.")
-        rows = _read(dataset if count is None else dataset.take(count), batched)
+        rows = self._read(dataset, split, count, batched)
         for row in rows:
             for k in plain.output_features.keys() & row.keys():
                 row[f"{k}_pretokenized"] = row.pop(k)
@@ -136,12 +134,24 @@ class SeqioTask:
         dataset = self.task.get_dataset(
             self.lengths, split, shuffle=False, seed=0, trim_output_features=False, try_in_mem_cache=False
         )
-        rows = _read(dataset if count is None else dataset.take(count))
+        rows = self._read(dataset, split, count)
         tokens = {k: _trim([row.pop(k) for row in rows], self.lengths[k]) for k in ("inputs", "targets")}
         for i, row in enumerate(rows):
             for k, (ragged, _) in tokens.items():
                 row.setdefault(f"{k}_pretokenized", self.vocabulary.decode(ragged[i]))
         return rows, tokens
+
+    def _read(
+        self, dataset: tf.data.Dataset, split: str, count: int | None, batched: bool = False
+    ) -> list[dict[str, Any]]:
+        """Every example as plain Python values: str, numbers, lists of these. Raises UserError if there is none."""
+        some = dataset if count is None else dataset.take(count)
+        rows: list[dict[str, Any]] = []
+        for batch in (some if batched else some.ragged_batch(READ_BATCH)).prefetch(2):
+            rows.extend(fields.rows(batch))
+        if not rows:
+            raise UserError(f"The split {split!r} of {self.name} holds no examples in {self.task.source}.")
+        return rows
 
     def stream(self, split: str, seed: int | None, start: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """(inputs, targets) from example `start` on: without end and shuffled by `seed`, or (None) once and in order.
@@ -202,14 +212,6 @@ def _before_tokenizer(task: seqio.Task) -> tuple[list[Any] | None, bool]:
         if text_only and steps[-len(tail) :] == tail:
             return steps[: -len(tail)], keep_eos
     return None, False
-
-
-def _read(dataset: tf.data.Dataset, batched: bool = False) -> list[dict[str, Any]]:
-    """Every example as plain Python values: str, numbers, lists of these."""
-    rows: list[dict[str, Any]] = []
-    for batch in (dataset if batched else dataset.ragged_batch(READ_BATCH)).prefetch(2):
-        rows.extend(fields.rows(batch))
-    return rows
 
 
 def _trim(tokens: Sequence[Sequence[int]], limit: int) -> tuple[Ragged, int]:

@@ -127,6 +127,14 @@ def test_the_first_examples_of_a_split_can_be_had_alone(vocabulary):
     assert len(task.load("train")) == 3
 
 
+def test_a_split_without_examples_is_named_to_those_who_look_and_who_train(vocabulary):
+    register("data_test", [lambda dataset: dataset.take(0), TOKENIZE, EOS], vocabulary)
+    task = open_mixture("data_test", vocabulary, LENGTHS).tasks[0]
+    for read in (task.texts, task.load):
+        with pytest.raises(UserError, match="The split 'validation' of data_test holds no examples"):
+            read("validation")
+
+
 def test_labels_and_scores_are_the_tasks_own(vocabulary):
     register("data_test", [TOKENIZE, EOS], vocabulary)
     mixture = open_mixture("data_test", vocabulary, LENGTHS)

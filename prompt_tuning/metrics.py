@@ -5,6 +5,7 @@ texts, or dictionaries with a `group`. An undefined correlation counts as 0, so 
 """
 
 import collections
+import math
 import re
 import string
 import warnings
@@ -15,6 +16,15 @@ import numpy as np
 
 Scores = dict[str, float]
 Metric = Callable[[Any, Any], Scores]
+
+
+def number(text: str) -> float:
+    """The number that a text spells; -1 for any other text, and for those that Python reads as no finite one."""
+    try:
+        value = float(text)
+    except ValueError:
+        return -1.0
+    return value if math.isfinite(value) else -1.0
 
 
 def accuracy(targets, predictions) -> Scores:

@@ -12,7 +12,6 @@ In Python the same names are keys, and a split may be rows instead of files: [{"
 
 import dataclasses
 import itertools
-import math
 import os
 import re
 import textwrap
@@ -205,20 +204,12 @@ def _score(name: str, targets: Sequence[Any], predictions: Sequence[str], labels
         case "rouge":
             return metrics.rouge(targets, predictions)
         case "pearson" | "spearman":
-            return getattr(metrics, name)([float(t) for t in targets], [_number(p) for p in predictions])
+            return getattr(metrics, name)([float(t) for t in targets], [metrics.number(p) for p in predictions])
     if not labels:
         return metrics.accuracy([t.strip() for t in targets], [p.strip() for p in predictions])
     place = {label: i for i, label in enumerate(labels)}
     ids = [place[t] for t in targets], [place.get(p, -1) for p in predictions]
     return metrics.mean_class_f1(len(labels))(*ids) if name == "macro_f1" else getattr(metrics, name)(*ids)
-
-
-def _number(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        return -1.0
-    return value if math.isfinite(value) else -1.0  # Python reads "nan" and "infinity" too
 
 
 def _fill(template: str, at: str, row: Mapping[str, Any]) -> str:

@@ -1,8 +1,9 @@
 """Predicted text to what a metric compares: SeqIO postprocessors (text, example=..., is_target=...)."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from prompt_tuning import metrics
 
 # fmt: off
 DETERMINERS = frozenset({
@@ -19,11 +20,7 @@ def label_id(text: str, label_classes: Sequence[str], **unused: Any) -> int:
 
 def number(text: str, **unused: Any) -> float:
     """The number a text spells, -1 for any other text."""
-    try:
-        value = float(text)
-    except ValueError:
-        return -1.0
-    return value if math.isfinite(value) else -1.0  # Python reads "nan" and "infinity" too
+    return metrics.number(text)
 
 
 def multirc(text: str, label_classes: Sequence[str], example: Mapping[str, Any], **unused: Any) -> dict[str, Any]:

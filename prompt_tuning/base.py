@@ -17,7 +17,7 @@ from flax import traverse_util
 from prompt_tuning import device, huggingface, t5x_checkpoint, vocabulary
 from prompt_tuning.base_source import Source
 from prompt_tuning.errors import UserError
-from prompt_tuning.prompt_file import Card, Prompt
+from prompt_tuning.prompt_file import Card, Prompt, is_of_t5x
 from prompt_tuning.stack import T5Config
 from prompt_tuning.t5 import T5, parameter_shapes
 from prompt_tuning.t5x_checkpoint import save_t5x
@@ -114,7 +114,7 @@ def open_source(path: str | Path, expected: T5Config | None = None) -> Source:
     folder = Path(text).expanduser()
     if folder.is_dir():
         names = {entry.name for entry in folder.iterdir()}
-        if names & {"checkpoint", "state"} or any(re.fullmatch(r"checkpoint_\d+", name) for name in names):
+        if is_of_t5x(names):
             found = t5x_checkpoint.newest(str(folder.resolve()))
             if sum(name.startswith("checkpoint_") for name in names) > 1:
                 logging.getLogger(__name__).warning("Of the checkpoints in %s the newest is read: %s", folder, found)

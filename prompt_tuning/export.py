@@ -42,7 +42,7 @@ def load(path: str | Path) -> Prompt:
     names = {entry.name for entry in path.iterdir()}
     if PEFT_CONFIG in names:
         return _load_peft(path)
-    if names & {"checkpoint", "state"} or any(name.startswith("checkpoint_") for name in names):
+    if prompt_file.is_of_t5x(names):
         return _load_t5x(path)
     inside = sorted((path / "prompts" if "prompts" in names else path).glob("*.safetensors"))
     if len(inside) > 1:

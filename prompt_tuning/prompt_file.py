@@ -6,6 +6,7 @@ import json
 import math
 import re
 import tokenize
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -131,11 +132,15 @@ def find(place: str | Path) -> Path:
 def refuse_unimported(folder: Path) -> None:
     """Raises UserError for a folder that PEFT or T5X wrote, and no run of ours: `export.load` checks what it holds."""
     names = {entry.name for entry in folder.iterdir()}
-    of_t5x = any(re.fullmatch(r"state|checkpoint(_\d+)?", name) for name in names)
     ours = names & {"prompts", "numpy_checkpoints"} or any(name.endswith(".safetensors") for name in names)
-    if PEFT_CONFIG in names or (of_t5x and not ours):
+    if PEFT_CONFIG in names or (is_of_t5x(names) and not ours):
         kind = "PEFT adapter" if PEFT_CONFIG in names else "T5X checkpoint"
         raise UserError(f"{folder} is a {kind}. Type `prompt-tuning import {folder} --out NAME.safetensors` first.")
+
+
+def is_of_t5x(names: Iterable[str]) -> bool:
+    """Whether a folder that holds `names` is a checkpoint of T5X, in either of its layouts, or holds some."""
+    return any(re.fullmatch(r"state|checkpoint(_\d+)?", name) for name in names)
 
 
 def _not_there(place: str, folder: Path, slot: str | None, known: list[str]) -> str:

@@ -184,7 +184,8 @@ def bound(function: Any) -> dict[str, Any]:
         return {}
     own = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
     called = {name: plain(default) for name, default in own.items() if callable(default) and bound(default)}
-    by_default = {name: plain(default) for name, default in own.items() if name not in _set_in(DEFAULTS, function)}
+    kept = _set_in(DEFAULTS, function)
+    by_default = {name: plain(default) for name, default in own.items() if name not in kept}
     for selector in (f"{function.__module__}.{function.__name__}", function.__name__):
         with contextlib.suppress(ValueError), gin.config_scope(_scopes(function) or None):
             given = {name: plain(value) for name, value in gin.get_bindings(selector).items()}

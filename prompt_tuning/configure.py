@@ -1,7 +1,6 @@
 """gin files and T5X's flags: found from a checkout or a wheel, in any order, the nearest name for a wrong one."""
 
 import ast
-import contextlib
 import inspect
 import logging
 import re
@@ -156,9 +155,9 @@ def _refuse_unused_macros() -> None:
         )
 
 
-def _set_in(file: str, of: Any = None) -> set[str]:
+def _set_in(file: str, of: str | None = None) -> set[str]:
     """The names that one of the project's gin files sets, or the parameters of a function that it does."""
-    name = rf"{of.__name__}\.(\w+)" if of else "([A-Z][A-Z0-9_]*)"
+    name = rf"{of}\.(\w+)" if of else "([A-Z][A-Z0-9_]*)"
     return set(re.findall(rf"^{name} =", (gin_folder() / file).read_text("utf-8"), re.MULTILINE))
 
 
@@ -170,8 +169,15 @@ def is_configured(name: str, besides: Collection[str] = ()) -> bool:
 
 def word(value: Any) -> str:
     """What a gin file calls a function, with its scope where it has one (`short/linear_warmup`); else the value."""
-    name = getattr(value, "__name__", None)
-    return "/".join([*_scopes(value), name]) if name else str(value)
+    if not hasattr(value, "__name__"):
+        return str(value)
+    known = _registered(value)
+    return "/".join([*_scopes(value), known.name if known else value.__name__])
+
+
+def _registered(function: Any) -> Any:
+    """What gin knows of a function, or of what it wraps: the `name` and the full `selector` it is registered under."""
+    return gin.config._inverse_lookup(function, allow_decorators=True)
 
 
 def bound(function: Any) -> dict[str, Any]:
@@ -184,13 +190,13 @@ def bound(function: Any) -> dict[str, Any]:
         return {}
     own = {name: parameter.default for name, parameter in inspect.signature(function).parameters.items()}
     called = {name: plain(default) for name, default in own.items() if callable(default) and bound(default)}
-    kept = _set_in(DEFAULTS, function)
+    if not (known := _registered(function)):
+        return called
+    kept = _set_in(DEFAULTS, known.name)
     by_default = {name: plain(default) for name, default in own.items() if name not in kept}
-    for selector in (f"{function.__module__}.{function.__name__}", function.__name__):
-        with contextlib.suppress(ValueError), gin.config_scope(_scopes(function) or None):
-            given = {name: plain(value) for name, value in gin.get_bindings(selector).items()}
-            return called | {name: value for name, value in given.items() if value != by_default.get(name, ...)}
-    return called
+    with gin.config_scope(_scopes(function) or None):
+        given = {name: plain(value) for name, value in gin.get_bindings(known.selector).items()}
+    return called | {name: value for name, value in given.items() if value != by_default.get(name, ...)}
 
 
 def plain(value: Any) -> Any:

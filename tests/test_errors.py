@@ -288,7 +288,11 @@ def test_an_optimizer_and_an_init_of_your_own_come_with_a_gin_file(home, tmp_pat
         "import mine\nmy_sgd.momentum = 0.9\nPROMPT_INIT = @my_init\nmy_init.scale = 0.5\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    assert cli.main(["train", *settings, f"--gin_file={tmp_path / 'mine.gin'}"]) == 0
+    mine = [*settings, f"--gin_file={tmp_path / 'mine.gin'}", "--gin.EVAL_PERIOD=1"]
+    assert cli.main(["train", *mine, "--gin.TRAIN_STEPS=1"]) == 0
+    said = complaint(capsys, ["train", *mine, "--gin.my_sgd.momentum=0.5"])
+    assert "my_sgd: momentum was 0.9 and is 0.5" in said
+    assert cli.main(["train", *mine]) == 0
 
 
 def test_too_little_memory_says_what_needs_less(monkeypatch, capsys):

@@ -274,7 +274,7 @@ def _ledger(opened: Opened, feed: Feed, shape: layout.Shape, state: TrainState, 
         "writes to": str(run.folder),
     }
     if not whole and not base.config.factors and device.multiplies_bfloat16():
-        rows["quicker"] = "--gin.FROZEN_DTYPE=bfloat16, which this CPU multiplies many times as fast"
+        rows["quicker"] = "--gin.FROZEN_DTYPE=bfloat16, which this CPU multiplies faster"
     if base.step and run.train_steps > base.step:  # as typed for T5X, where it would be a tuning of the difference
         rows["steps"] = (
             f"{run.train_steps:,} of this run alone. If the base's {base.step:,} are among them, as T5X counts, type"

@@ -84,6 +84,26 @@ def test_a_run_goes_on_under_the_configuration_that_it_left(home, tmp_path, caps
     assert "'clipping_threshold': 2.0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("told", "quick"),
+    [
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16 amx_bf16", True),
+        ("vendor_id : GenuineIntel\nflags : avx512_bf16", False),
+        ("vendor_id : AuthenticAMD\nflags : avx512_bf16", True),
+        ("vendor_id : AuthenticAMD\nflags : avx2", False),
+        (OSError, False),
+    ],
+)
+def test_which_cpus_multiply_bfloat16_faster(monkeypatch, told, quick):
+    read = lambda self: told if isinstance(told, str) else _raise(told)
+    monkeypatch.setattr(device.Path, "read_text", read)
+    assert device.multiplies_bfloat16() == quick
+
+
+def _raise(error):
+    raise error
+
+
 @pytest.mark.parametrize("quick", [True, False])
 def test_a_cpu_that_multiplies_bfloat16_quickly_says_so_until_it_is_asked_to(
     home, tmp_path, capsys, monkeypatch, quick

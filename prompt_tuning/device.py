@@ -34,6 +34,7 @@ RULES = (
 
 LINE = 2560  # positions that a device of a CPU takes at a time, at most: more need more memory
 SHARING = 2  # devices that share the cores of a CPU
+CPUINFO = Path("/proc/cpuinfo")  # of Linux
 
 
 def share_cpu() -> None:
@@ -191,7 +192,7 @@ def multiplies_bfloat16() -> bool:
     if jax.default_backend() != "cpu":
         return False
     try:
-        told = Path("/proc/cpuinfo").read_text()
+        told = CPUINFO.read_text()
     except OSError:  # not Linux
         return False
     return "amx_bf16" in told or ("AuthenticAMD" in told and "avx512_bf16" in told)

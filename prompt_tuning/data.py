@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -181,9 +182,12 @@ def _rates(mixture: seqio.Mixture, tasks: Mapping[str, seqio.Task]) -> dict[str,
 def _rate(mixture: str, name: str, rate: Any, task: seqio.Task | None) -> float:
     """A member's rate as a number; `task` is None for a mixture inside."""
     try:
-        return float(rate(task) if callable(rate) and task else rate)
+        number = float(rate(task) if callable(rate) and task else rate)
     except Exception as error:  # of a function that is the user's
         raise UserError(
             f"The rate of {name} in the mixture {mixture} is no number ({error!r:.100}). Register one; for one by size,"
             " a source knows its num_input_examples."
         ) from error
+    if not 0 <= number < math.inf:
+        raise UserError(f"The rate of {name} in the mixture {mixture} is {number:g}; it is a number from 0.")
+    return number

@@ -205,6 +205,15 @@ def test_a_rate_that_is_no_number_is_named(vocabulary, rates):
         open_mixture("data_mix", vocabulary, LENGTHS)
 
 
+@pytest.mark.parametrize("rate", [-1.0, float("nan"), float("inf")])
+def test_a_rate_below_zero_or_without_end_is_named(vocabulary, rate):
+    register("data_a", [TOKENIZE, EOS], vocabulary)
+    seqio.MixtureRegistry.remove("data_mix")
+    seqio.MixtureRegistry.add("data_mix", [("data_a", rate)])
+    with pytest.raises(UserError, match=rf"The rate of data_a in the mixture data_mix is {rate:g}; it is a number"):
+        open_mixture("data_mix", vocabulary, LENGTHS)
+
+
 def test_a_target_that_is_none_of_the_labels_is_named(vocabulary):
     task = register("data_test", [TOKENIZE, EOS], vocabulary)
     seqio.TaskRegistry.remove("data_test")

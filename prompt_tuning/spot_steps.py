@@ -26,7 +26,8 @@ FINISHED = "finished.json"
 
 def may_start(source: str, target: str) -> bool:
     """Whether a target may start from a source: not from its own task, nor from several of which it is one."""
-    tasks = lambda name: {part.removesuffix("_prefixed") for part in name.split("+")}
+    task = lambda part: str(Path(part).resolve()) if part.endswith(".toml") else part.removesuffix("_prefixed")
+    tasks = lambda name: {task(part) for part in name.split("+")}
     return not tasks(target) <= tasks(source)
 
 

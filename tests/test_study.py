@@ -101,6 +101,7 @@ def test_a_target_starts_from_no_mixture_that_it_is_a_part_of():
     found = study.findings(settings, scratch, compared, {(("b", 0), "cb"): 75.0})
     assert np.isnan(found.similarity[:, 0, 0, :, 0]).tolist() == [[True, False]] * 2
     assert not spot_steps.may_start("cb_prefixed+b", "cb") and not spot_steps.may_start("cb", "cb_prefixed")
+    assert not spot_steps.may_start("./a/t.toml", "a/t.toml") and spot_steps.may_start("b/t.toml", "a/t.toml")
     assert spot_steps.may_start("cb", "a+cb") and not spot_steps.may_start("b+a", "a+b"), "a part may start the whole"
 
 

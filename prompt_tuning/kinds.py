@@ -1,5 +1,6 @@
 """What a setting may be: one of another kind is refused where it is set, not hours later where it is used."""
 
+import inspect
 import numbers
 import os
 from collections.abc import Callable
@@ -45,3 +46,12 @@ def check(kind: Kind, optional: bool = False, /, **settings: Any) -> None:
         if not kind.holds(value) and not (optional and value is None):
             typed = f" Type @{value}." if kind is FUNCTION and isinstance(value, str) else ""
             raise UserError(f"{name} is {value!r}; it is {kind.words}{', or None' if optional else ''}.{typed}")
+
+
+def uncallable(function: Callable, /, *given: Any, **named: Any) -> str:
+    """Why a function of one's own cannot be called with this, or ""; what else it takes, gin may give."""
+    try:
+        inspect.signature(function).bind_partial(*given, **named)
+    except (TypeError, ValueError) as error:  # the last: a function in C that does not say what it takes
+        return str(error)
+    return ""

@@ -1,7 +1,6 @@
 """The paper's Adafactor, and any optimizer over the slots of a bank as if each slot were alone."""
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -90,10 +89,8 @@ def check(make: Any) -> None:
     if hasattr(make, "update"):
         raise UserError(f"OPTIMIZER is an optimizer that has its learning rate already; {wanted}")
     kinds.check(kinds.FUNCTION, OPTIMIZER=make)
-    try:
-        inspect.signature(make).bind_partial(0.0)  # in part: gin may give what else it takes
-    except (TypeError, ValueError) as error:  # the last: a function in C that does not say what it takes
-        raise UserError(f"OPTIMIZER cannot be called with a learning rate ({error}); {wanted}") from None
+    if why := kinds.uncallable(make, 0.0):
+        raise UserError(f"OPTIMIZER cannot be called with a learning rate ({why}); {wanted}")
     if not hasattr(made := make(0.0), "update"):
         raise UserError(f"OPTIMIZER makes {made!r:.60} of a learning rate, and no optimizer; {wanted}")
 

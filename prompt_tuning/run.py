@@ -181,6 +181,8 @@ class Run:
         optim.check(self.optimizer)
         kinds.check(kinds.FUNCTION, **of("schedule"))
         kinds.check(kinds.FUNCTION, True, **of("predict"), DECODER=gin.get_bindings(infer.write).get("decoder"))
+        if self.predict and (why := kinds.uncallable(self.predict, None, None, [])):
+            raise UserError(f"PREDICT cannot be called with (answerer, params, questions): {why}. See infer.rank.")
         if self.tuning is None:
             from prompt_tuning.tuning import PromptTuning  # which stands on this room
 

@@ -1,7 +1,6 @@
 """What is trained: a list of slots, written out or as a grid (tasks x seeds x inits x lengths x learning rates)."""
 
 import dataclasses
-import inspect
 import itertools
 import math
 import re
@@ -120,13 +119,11 @@ def start_bank(slots: Sequence[Slot], starts: Sequence[inits.Start]) -> np.ndarr
 def _started(slot: Slot, start: inits.Start) -> np.ndarray:
     """A slot's `prompt[P D]` before training. Raises UserError where an init of one's own makes none."""
     name, rng = configure.word(slot.init), jax.random.fold_in(jax.random.key(slot.seed), 1)
-    try:
-        inspect.signature(slot.init).bind_partial(start, rng=rng)  # in part: gin may give what else it takes
-    except (TypeError, ValueError) as error:  # the last: a function in C that does not say what it takes
+    if why := kinds.uncallable(slot.init, start, rng=rng):
         raise UserError(
-            f"The init {name} cannot be called with (start, rng=...): {error}. Write it as `def {name}(start, *, rng)`,"
+            f"The init {name} cannot be called with (start, rng=...): {why}. Write it as `def {name}(start, *, rng)`,"
             " where start has length, features, labels, vocabulary and embed(ids), and rng is a key of jax.random."
-        ) from None
+        )
     made = slot.init(start, rng=rng)
     try:
         found = np.asarray(made, np.float32)

@@ -41,6 +41,7 @@ MISTAKES = {
     "a name with another's meaning": ({"PROMPT_INIT": "class_labels"}, "a function"),
     "a prompt that is too long": ({"PROMPT_LENGTH": 513}, "1 to 512"),
     "a function's bare name": ({"PREDICT": "write"}, "Type @write."),
+    "a way to answer that takes too little": ({"PREDICT": "@linear_warmup"}, "cannot be called with (answerer, params"),
     "a decoder's bare name": ({"DECODER": "greedy", "PREDICT": "@write"}, "Type @greedy."),
     "labels in one word": ({"CLASS_LABELS": "wrong,right"}, "a list of texts"),
     "a patience that is no number": ({"PATIENCE": "x"}, "PATIENCE is 'x'; it is a whole number from 1, or None"),

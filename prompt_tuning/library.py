@@ -104,8 +104,8 @@ class Library:
             read.append((called, place, prompt))
         added = []
         for called, _, prompt in read:
-            path = self.folder / f"{called}.safetensors"
-            prompt_file.save_safetensors(path, prompt)
+            path, card = self.folder / f"{called}.safetensors", dataclasses.replace(prompt.card, name=called)
+            prompt_file.save_safetensors(path, dataclasses.replace(prompt, card=card))
             added.append(self._index(called, _stamp(path)))
         self.entries = sorted([*self.entries, *added], key=lambda entry: entry.name)
         self._write()

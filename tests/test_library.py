@@ -107,6 +107,7 @@ def test_a_name_that_is_taken_is_refused_and_nothing_is_added(shelf, places, tmp
             shelf.add(batch)
     assert [entry.name for entry in Library(shelf.folder).entries] == list("abcd")
     assert shelf.add([places[0]], "a again")[0].name == "a_again"
+    assert prompt_file.load(shelf.folder / "a_again.safetensors").card.name == "a_again", "as who uses it calls it"
 
 
 def test_nothing_is_added_where_one_prompt_points_nowhere(shelf, tmp_path):

@@ -58,7 +58,9 @@ def base_of(cards: Iterable[Card], given: str | None, called: str) -> str:
     """Where the base stands: as it is `given`, or as one of the cards says. Raises UserError for neither."""
     path = given or next((card.base for card in cards if card.base), None)
     if not path:
-        raise UserError(f"{called} does not say which base it was tuned on. Type --base PATH.")
+        raise UserError(
+            f"{called} does not say which base it was tuned on. Type --base PATH, in Python load(PATH, ...)."
+        )
     return path
 
 

@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import operator
 import re
 import tokenize
 from collections.abc import Iterable
@@ -84,7 +85,8 @@ def save_safetensors(path: str | Path, prompt: Prompt) -> None:
     Raises UserError for a name without .safetensors, under which it would not be read again.
     """
     path = named(Path(path).expanduser(), ".safetensors")
-    card = {k: json.dumps(v) for k, v in dataclasses.asdict(prompt.card).items()}
+    numbers = operator.methodcaller("tolist")  # of numpy, which JSON does not know
+    card = {k: json.dumps(v, default=numbers) for k, v in dataclasses.asdict(prompt.card).items()}
     vectors = np.ascontiguousarray(prompt.vectors, np.float32)
     data = save({"prompt": vectors}, metadata=card | {SEAL: _seal(vectors, card)})
     with disk.replacing(path) as file:

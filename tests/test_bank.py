@@ -340,6 +340,13 @@ def test_a_written_answer_is_as_long_as_its_own_prompt_was_trained_to_write(home
     assert alone.text == beside.text and alone.score == pytest.approx(beside.score, rel=1e-4)
 
 
+def test_a_card_may_hold_numpys_numbers(tmp_path):
+    card = prompt_file.Card(name="a", seed=np.int64(3), score=np.float32(87.5))
+    prompt_file.save_safetensors(tmp_path / "a.safetensors", prompt_file.Prompt(np.ones((2, 4), np.float32), card))
+    read = prompt_file.load(tmp_path / "a.safetensors").card
+    assert (read.seed, read.score) == (3, 87.5) and type(read.seed) is int
+
+
 def test_a_prompt_is_named_by_its_card_or_else_its_file(home, tmp_path: Path, tuned):
     prompt_file.save_npy(tmp_path / "mine.npy", prompt(2, 9).vectors)
     assert tuned.add(tmp_path / "mine.npy", labels=LABELS) == "mine"

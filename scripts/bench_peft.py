@@ -20,11 +20,13 @@ from peft import PromptTuningConfig, get_peft_model
 from transformers import T5Config, T5ForConditionalGeneration
 from transformers.optimization import Adafactor
 
+GPU = torch.cuda.is_available()
+
 
 def main() -> None:
     job = json.loads(Path(sys.argv[1]).read_text())
     torch.manual_seed(0)
-    torch.set_default_device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.set_default_device("cuda" if GPU else "cpu")
     config = T5Config(
         vocab_size=job["vocab"], feed_forward_proj="gated-gelu", tie_word_embeddings=False, dropout_rate=0.1,
         decoder_start_token_id=0, **job["config"],
@@ -39,7 +41,7 @@ def main() -> None:
     optimizer = Adafactor(trained, lr=0.3, relative_step=False, scale_parameter=False, warmup_init=False)
     batches = [drawn(lengths, job) for lengths in job["lengths"]]
     run = functools.partial(write, model, job) if "written" in job else functools.partial(train, model, optimizer)
-    for batch in batches if torch.cuda.is_available() else batches[:1]:  # warms up: a GPU's memory is taken by length
+    for batch in batches if GPU else batches[:1]:  # warms up: a GPU's memory is taken by length
         run(*batch)
     finish()
     started = time.perf_counter()
@@ -77,13 +79,13 @@ def write(model: torch.nn.Module, job: dict[str, Any], *batch: torch.Tensor) -> 
 
 def finish() -> None:
     """Waits for a GPU."""
-    if torch.cuda.is_available():
+    if GPU:
         torch.cuda.synchronize()
 
 
 def peak_memory() -> int:
     """The most in use so far, in bytes: of the GPU, or of the process."""
-    if torch.cuda.is_available():
+    if GPU:
         return torch.cuda.max_memory_allocated()
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
